@@ -1,0 +1,286 @@
+"""Assemble a model from named checkpoints: encoders, language model, and fresh merges, alignments and projection."""
+
+from __future__ import annotations
+
+import copy
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers.utils import logging
+
+from .checkpoints import Checkpoint, CheckpointError, find_checkpoint
+from .config import CommConfig, CommVisionConfig
+from .encoders import family_of, load_encoder, new_encoder, trained_size, truncate, vision_half
+from .layers import LayerSpec, parse_layers
+from .modeling import CommForConditionalGeneration
+from .names import choice
+from .processing import IMAGE_TOKEN, CommImageProcessor, CommProcessor
+from .vision import initialise
+
+WEIGHTS = ("checkpoint", "random")
+
+
+@dataclass(frozen=True)
+class EncoderSpec:
+    """One encoder's branch.
+
+    name: its own, such as "clip". checkpoint: hub id or folder. layers: see `layers.parse_layers`. merge, align: a
+    kind, or {"kind": ..., options}. image_size: side in pixels of its image; None is what it was trained on. weights:
+    "checkpoint", or "random" for its random twin. final_norm: "before" or "after", for its last block.
+    """
+
+    name: str
+    checkpoint: str
+    layers: LayerSpec = "all"
+    merge: str | Mapping[str, Any] = "lln-layerscale"
+    align: str | Mapping[str, Any] = "identity"
+    image_size: int | None = None
+    weights: str = "checkpoint"
+    final_norm: str = "before"
+
+
+def build_config(
+    encoders: Sequence[EncoderSpec],
+    *,
+    language_model: str,
+    fuse: str | Mapping[str, Any] = "channel-concat",
+    project: str | Mapping[str, Any] = "linear",
+    image_token_id: int | None = None,
+    vocab_size: int | None = None,
+    geometry: str = "pad-square",
+    pad_color: Sequence[int] = (255, 255, 255),
+) -> CommConfig:
+    """The config alone, from the checkpoints' configs; no weight is read.
+
+    image_token_id: None appends one token to the language model's vocabulary. vocab_size: rows of the embedding; None
+    keeps the language model's, or as many more as the image token needs. Raises ValueError for what does not fit.
+    """
+    if not encoders:
+        raise ValueError("a model needs at least one encoder")
+    text = copy.deepcopy(text_half(find_checkpoint(language_model)))
+    token = text.vocab_size if image_token_id is None else image_token_id  # type: ignore[attr-defined]
+    text.vocab_size = max(text.vocab_size, token + 1, vocab_size or 0)  # type: ignore[attr-defined]
+    return CommConfig(
+        vision_config=_vision_config(encoders, fuse=fuse),
+        text_config=text,
+        project=project if isinstance(project, str) else dict(project),
+        image_token_id=token,
+        geometry=geometry,
+        pad_color=list(pad_color),
+    )
+
+
+def text_half(checkpoint: Checkpoint) -> PreTrainedConfig:
+    """A causal language model's config. Raises CheckpointError for a checkpoint of another kind."""
+    config = checkpoint.config
+    if type(config) not in AutoModelForCausalLM._model_mapping:  # pyright: ignore[reportAttributeAccessIssue]
+        raise CheckpointError(
+            f"language model {checkpoint.name!r} is a {config.model_type}, not a causal language model; "
+            "give one such as 'lmsys/vicuna-7b-v1.5'"
+        )
+    return config
+
+
+def _vision_config(encoders: Sequence[EncoderSpec], *, fuse: str | Mapping[str, Any]) -> CommVisionConfig:
+    branches, configs = [], {}
+    for spec in encoders:
+        choice(spec.weights, of=WEIGHTS, what=f"weights of encoder {spec.name!r}")
+        checkpoint = find_checkpoint(spec.checkpoint)
+        whole = vision_half(checkpoint.config)
+        family = family_of(whole)
+        depth: int = whole.num_hidden_layers  # type: ignore[attr-defined]
+        try:
+            layers = parse_layers(spec.layers, depth)
+        except ValueError as error:
+            raise ValueError(f"encoder {spec.name!r} ({spec.checkpoint}): {error}") from error
+        configs[spec.name] = truncate(whole, layers[-1])
+        branches.append(
+            {
+                "name": spec.name,
+                "depth": depth,
+                "layers": list(layers),
+                "merge": spec.merge,
+                "align": spec.align,
+                "image_size": spec.image_size if spec.image_size is not None else trained_size(whole),
+                "mean": checkpoint.mean or family.mean,
+                "std": checkpoint.std or family.std,
+                "final_norm": spec.final_norm,
+            }
+        )
+    return CommVisionConfig(branches=branches, fuse=fuse if isinstance(fuse, str) else dict(fuse), **configs)
+
+
+def build_model(
+    encoders: Sequence[EncoderSpec],
+    *,
+    language_model: str,
+    fuse: str | Mapping[str, Any] = "channel-concat",
+    project: str | Mapping[str, Any] = "linear",
+    weights: str = "checkpoint",
+    tokenizer: PreTrainedTokenizerBase | None = None,
+    device: str = "cpu",
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> CommForConditionalGeneration:
+    """A model of the given parts, in eval mode.
+
+    weights: "random" needs the checkpoints' configs only (an encoder's own "random" holds either way). tokenizer: the
+    language model's; the image token is added to it when it lacks one, and the vocabulary follows; None appends one
+    token. device: "meta" gives shapes without memory. seed: of every random weight, per
+    part, so that a change of one part leaves the others as they were; the caller's generator is left alone.
+    Raises CheckpointError, ValueError for parts that are not there or do not fit.
+    """
+    choice(weights, of=WEIGHTS, what="weights")
+    token = None if tokenizer is None else add_image_token(tokenizer)
+    size = None if tokenizer is None else len(tokenizer)
+    config = build_config(
+        encoders, language_model=language_model, fuse=fuse, project=project, image_token_id=token, vocab_size=size
+    )
+    if device == "meta":
+        model = _skeleton(config, dtype)
+    else:
+        with torch.random.fork_rng(devices=[]):
+            parts = _make_parts(config, encoders, language_model, random=weights == "random", dtype=dtype, seed=seed)
+            model = _assemble(config, *parts, dtype=dtype, seed=seed).to(device)  # pyright: ignore[reportArgumentType]
+    _settle_generation(model, tokenizer)
+    return model.eval()
+
+
+def _skeleton(config: CommConfig, dtype: torch.dtype) -> CommForConditionalGeneration:
+    with torch.device("meta"):
+        return CommForConditionalGeneration._from_config(config, dtype=dtype)
+
+
+def _make_parts(
+    config: CommConfig,
+    encoders: Sequence[EncoderSpec],
+    language_model: str,
+    *,
+    random: bool,
+    dtype: torch.dtype,
+    seed: int,
+) -> tuple[dict[str, PreTrainedModel], PreTrainedModel]:
+    """The encoders by name, and the language model with its head: loaded, or with random weights."""
+    vision: Any = config.vision_config
+    loaded: dict[str, PreTrainedModel] = {}
+    for spec in encoders:
+        encoder_config = vision.encoder_config(spec.name)
+        _seed(seed, "encoder", spec.name)
+        if random or spec.weights == "random":
+            loaded[spec.name] = new_encoder(encoder_config, dtype=dtype)
+        else:
+            with _weights_of(spec.checkpoint):
+                loaded[spec.name] = load_encoder(spec.checkpoint, encoder_config, dtype=dtype)
+    _seed(seed, "language model")
+    return loaded, _language_model(config, language_model, random=random, dtype=dtype)
+
+
+def _assemble(
+    config: CommConfig,
+    encoders: Mapping[str, PreTrainedModel],
+    text: PreTrainedModel,
+    *,
+    dtype: torch.dtype,
+    seed: int,
+) -> CommForConditionalGeneration:
+    """Put the parts into a model without memory of its own, so that none is held twice; make what is between them."""
+    body: Any = text.base_model
+    head: Any = text.get_output_embeddings()
+    for name, encoder in encoders.items():
+        setattr(config.vision_config, name, encoder.config)
+    config.text_config = body.config
+    config.lm_head_bias = head.bias is not None
+    model = _skeleton(config, dtype)
+    vision = model.model.vision_tower
+    for name, encoder in encoders.items():
+        vision.add_module(f"enc_{name}", encoder)
+        _seed(seed, "branch", name)
+        vision.branches[name].to_empty(device="cpu").apply(initialise)
+    model.model.language_model = body
+    model.lm_head = head
+    _seed(seed, "project")
+    model.model.multi_modal_projector.to_empty(device="cpu").apply(initialise)
+    model.tie_weights()
+    return model
+
+
+def _seed(seed: int, *part: str) -> None:
+    """A generator state of its own for each part."""
+    torch.manual_seed(zlib.crc32("/".join(part).encode()) * 2**20 + seed)
+
+
+def _language_model(config: CommConfig, name: str, *, random: bool, dtype: torch.dtype) -> PreTrainedModel:
+    text: Any = config.text_config
+    if random:
+        return AutoModelForCausalLM.from_config(text, dtype=dtype)
+    load: Any = AutoModelForCausalLM.from_pretrained
+    with _weights_of(name):
+        model, report = load(
+            name, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
+        )
+    lacking = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
+    if lacking:
+        raise CheckpointError(
+            f"language model {name!r} lacks {len(lacking)} weights (first: {lacking[0]}); "
+            "check that its config.json belongs to its weights"
+        )
+    if text.vocab_size != model.config.vocab_size:
+        model.resize_token_embeddings(text.vocab_size, mean_resizing=False)
+    return model
+
+
+@contextmanager
+def _weights_of(name: str) -> Iterator[None]:
+    """Quietly (blocks left out on purpose are no news), and a failure of the library as one line with the next step."""
+    level = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    except (OSError, SafetensorError) as error:
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0].split(". ")[0][:200]
+        raise CheckpointError(
+            f"the weights of {name!r} cannot be had ({reason}); give a folder with safetensors weights, "
+            "connect to the hub, or build with --weights random"
+        ) from error
+    finally:
+        logging.set_verbosity(level)
+
+
+def add_image_token(tokenizer: PreTrainedTokenizerBase) -> int:
+    """The id of the image token, which is added to the tokenizer when it has none."""
+    if IMAGE_TOKEN not in tokenizer.get_vocab():
+        tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
+    return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))  # type: ignore[arg-type]
+
+
+def _settle_generation(model: CommForConditionalGeneration, tokenizer: PreTrainedTokenizerBase | None) -> None:
+    """Greedy by default, ends at the end token, never says the placeholder."""
+    text: Any = model.config.text_config
+    generation = model.generation_config
+    source = text if tokenizer is None else tokenizer
+    generation.eos_token_id = source.eos_token_id
+    generation.bos_token_id = source.bos_token_id
+    generation.pad_token_id = source.pad_token_id if source.pad_token_id is not None else source.eos_token_id
+    generation.suppress_tokens = [model.config.image_token_id]
+
+
+def build_processor(
+    config: CommConfig, tokenizer: PreTrainedTokenizerBase, *, chat_template: str | None = None
+) -> CommProcessor:
+    """The processor that fits a model's config. The tokenizer gets the image token, left padding, and a pad token."""
+    add_image_token(tokenizer)
+    tokenizer.padding_side = "left"
+    if tokenizer.pad_token is None:
+        tokenizer.pad_token = tokenizer.unk_token or tokenizer.eos_token
+    encoders = [
+        {"name": branch["name"], "size": branch["image_size"], "mean": branch["mean"], "std": branch["std"]}
+        for branch in config.vision_config.branches  # type: ignore[union-attr]
+    ]
+    images = CommImageProcessor(encoders, geometry=config.geometry, pad_color=config.pad_color)
+    return CommProcessor(images, tokenizer, chat_template=chat_template, num_image_tokens=config.num_image_tokens)

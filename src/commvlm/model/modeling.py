@@ -1,0 +1,259 @@
+"""COMM as a transformers model: visual tokens written over the image placeholders of a causal language model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModel, GenerationMixin, PreTrainedModel
+from transformers.cache_utils import Cache
+from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
+from transformers.modeling_utils import slice_logits_to_keep
+from transformers.utils.generic import can_return_tuple
+
+from .config import CommConfig
+from .merge import PROJECTS
+from .vision import CommVisionModel, initialise, without_kind
+
+PARTS = ("encoders", "merge", "align", "project", "language_model")
+
+
+@dataclass
+class CommModelOutput(BaseModelOutputWithPast):
+    """image_hidden_states: (images * N, hidden), the visual tokens as the language model read them."""
+
+    image_hidden_states: Tensor | None = None
+
+
+@dataclass
+class CommCausalLMOutput(CausalLMOutputWithPast):
+    """image_hidden_states: (images * N, hidden), the visual tokens as the language model read them."""
+
+    image_hidden_states: Tensor | None = None
+
+
+class CommPreTrainedModel(PreTrainedModel):
+    config_class = CommConfig
+    config: CommConfig
+    base_model_prefix = "model"
+    input_modalities = ["image", "text"]  # noqa: RUF012
+    supports_gradient_checkpointing = True
+    _skip_keys_device_placement = ["past_key_values"]  # noqa: RUF012
+    _supports_flash_attn = True
+    _supports_sdpa = True
+    _supports_flex_attn = True
+    _supports_attention_backend = True
+
+    def save_pretrained(
+        self, save_directory: Any, *args: Any, save_original_format: bool = False, **kwargs: Any
+    ) -> Any:
+        """As in the library, but weights are saved under this model's own names.
+
+        The library's default renames those of some encoders (DINOv2's attention among them); its Trainer then resumes
+        from such a file with only a warning for every key that it did not find.
+        """
+        return super().save_pretrained(save_directory, *args, save_original_format=save_original_format, **kwargs)
+
+
+class CommModel(CommPreTrainedModel):
+    """Visual branches, projection and language model, without the head."""
+
+    def __init__(self, config: CommConfig):
+        super().__init__(config)
+        self.vision_tower = CommVisionModel(config.vision_config)  # type: ignore[arg-type]
+        project: dict[str, Any] = config.project  # type: ignore[assignment]
+        self.multi_modal_projector = PROJECTS[project["kind"]](
+            config.vision_config.hidden_size,  # type: ignore[union-attr]
+            config.text_config.hidden_size,  # type: ignore[union-attr]
+            **without_kind(project),
+        )
+        self.language_model = AutoModel.from_config(config.text_config)
+        self.post_init()
+
+    def _init_weights(self, module: nn.Module) -> None:
+        initialise(module)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.language_model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.language_model.set_input_embeddings(value)
+
+    @can_return_tuple
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """(images, P) -> last_hidden_state (images, N, fused width), pooler_output [image](N, hidden)."""
+        fused = self.vision_tower(pixel_values).last_hidden_state
+        tokens = self.multi_modal_projector(fused)
+        return BaseModelOutputWithPooling(last_hidden_state=fused, pooler_output=list(tokens))  # type: ignore[arg-type]
+
+    def write_images(self, embeds: Tensor, input_ids: Tensor | None, features: Tensor) -> Tensor:
+        """embeds (b, n, hidden) with features (images * N, hidden) over the image placeholders, in order.
+
+        input_ids: (b, n), or None when only embeddings were given; placeholders are then told by their embedding.
+        Raises ValueError, with both numbers, when there are more or fewer placeholders than features.
+        """
+        if input_ids is None:
+            token = torch.tensor(self.config.image_token_id, device=embeds.device)
+            slots = (embeds == self.get_input_embeddings()(token)).all(-1)
+        else:
+            slots = input_ids == self.config.image_token_id
+        found, needed = int(slots.sum()), features.shape[0]
+        if found != needed:
+            per_image = self.config.num_image_tokens
+            raise ValueError(
+                f"the prompts hold {found} image placeholders, but {needed // per_image} images give {needed} visual "
+                f"tokens; repeat the image token {per_image} times per image, as the processor does"
+            )
+        return embeds.masked_scatter(slots.unsqueeze(-1).to(embeds.device), features.to(embeds.device, embeds.dtype))
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Any,
+    ) -> CommModelOutput:
+        """input_ids (b, n), pixel_values (images, P), attention_mask (b, n) or (b, 1, n, n) bool, True: may look there.
+
+        mm_encoder_outputs: {"image": what get_image_features gave}, in place of pixel_values.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise ValueError("give exactly one of input_ids and inputs_embeds")
+        images = (mm_encoder_outputs or {}).get("image")
+        if images is not None and pixel_values is not None:
+            raise ValueError("give pixel_values or mm_encoder_outputs, not both")
+        embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
+        if pixel_values is not None:
+            images = self.get_image_features(pixel_values, return_dict=True)
+        features = None
+        if images is not None:
+            features = torch.cat(list(images.pooler_output))  # type: ignore[arg-type]
+            embeds = self.write_images(embeds, input_ids, features)
+        output = self.language_model(
+            attention_mask=self._additive(attention_mask, embeds),
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=embeds,
+            **kwargs,
+        )
+        return CommModelOutput(
+            last_hidden_state=output.last_hidden_state,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+            image_hidden_states=features,
+        )
+
+    def _additive(self, mask: Tensor | None, embeds: Tensor) -> Tensor | None:
+        """A (b, 1, n, n) boolean mask as the summand of scores that eager and SDPA take; others as they are."""
+        if mask is None or mask.ndim != 4 or mask.dtype != torch.bool:
+            return mask
+        attention = self.language_model.config._attn_implementation
+        if attention not in ("eager", "sdpa"):
+            raise ValueError(f"a (b, 1, n, n) mask needs attention 'sdpa' or 'eager', not {attention!r}")
+        device = embeds.device.type
+        # Under autocast, queries are in its dtype, and so must be the mask; finite, so that an empty row is no NaN.
+        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else embeds.dtype
+        blocked = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=mask.device)
+        return torch.where(mask, torch.zeros_like(blocked), blocked)
+
+
+class CommForConditionalGeneration(CommPreTrainedModel, GenerationMixin):
+    """COMM with its language model's head: `forward` for training, `generate` for answers."""
+
+    _tp_plan = {"lm_head": "colwise_gather_output"}  # noqa: RUF012
+
+    def __init__(self, config: CommConfig):
+        super().__init__(config)
+        self.model = CommModel(config)
+        text: Any = config.text_config
+        self.lm_head = nn.Linear(text.hidden_size, text.vocab_size, bias=config.lm_head_bias)
+        self._tied_weights_keys = {"lm_head.weight": self._embedding_name()}
+        self.post_init()
+
+    def _embedding_name(self) -> str:
+        """The input embedding's full name; language models of different families call it differently."""
+        embedding = self.model.get_input_embeddings()
+        return next(f"{name}.weight" for name, module in self.named_modules() if module is embedding)
+
+    def get_input_embeddings(self) -> nn.Module:
+        return self.model.get_input_embeddings()
+
+    def set_input_embeddings(self, value: nn.Module) -> None:
+        self.model.set_input_embeddings(value)
+
+    def get_output_embeddings(self) -> nn.Module:
+        return self.lm_head
+
+    def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
+        self.lm_head = new_embeddings
+
+    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
+        """(images, P) -> last_hidden_state (images, N, fused width), pooler_output [image](N, hidden)."""
+        return self.model.get_image_features(pixel_values, **kwargs)
+
+    def parts(self) -> dict[str, nn.Module]:
+        """The parts that a recipe trains or freezes, every parameter in exactly one (tied ones once): see `PARTS`."""
+        vision = self.model.vision_tower
+        branches = list(vision.branches.values())
+        return {
+            "encoders": nn.ModuleList(vision.encoder(name) for name in vision.config.names),
+            "merge": nn.ModuleList(branch.merge for branch in branches),  # type: ignore[union-attr]
+            "align": nn.ModuleList(branch.align for branch in branches),  # type: ignore[union-attr]
+            "project": self.model.multi_modal_projector,
+            "language_model": nn.ModuleList([self.model.language_model, self.lm_head]),
+        }
+
+    def layer_weights(self) -> dict[str, dict[int, float]]:
+        """Each encoder's layer weights as they are now: name -> {layer number: weight}."""
+        return self.model.vision_tower.layer_weights()
+
+    @can_return_tuple
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        inputs_embeds: Tensor | None = None,
+        labels: Tensor | None = None,
+        logits_to_keep: int | Tensor = 0,
+        mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        **kwargs: Any,
+    ) -> CommCausalLMOutput:
+        """As `CommModel.forward`; labels (b, n), -100 where not supervised, are shifted here.
+
+        The loss is the mean over supervised tokens, or their sum / num_items_in_batch when that is given.
+        logits_to_keep: only the last so many positions (or those at these indices) get logits (b, kept, vocabulary).
+        """
+        output = self.model(
+            input_ids=input_ids,
+            pixel_values=pixel_values,
+            attention_mask=attention_mask,
+            position_ids=position_ids,
+            past_key_values=past_key_values,
+            inputs_embeds=inputs_embeds,
+            mm_encoder_outputs=mm_encoder_outputs,
+            **kwargs,
+        )
+        logits = self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep))
+        loss = None
+        if labels is not None:
+            vocabulary = self.config.text_config.vocab_size  # type: ignore[union-attr]
+            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **kwargs)
+        return CommCausalLMOutput(
+            loss=loss,
+            logits=logits,
+            past_key_values=output.past_key_values,
+            hidden_states=output.hidden_states,
+            attentions=output.attentions,
+            image_hidden_states=output.image_hidden_states,
+        )

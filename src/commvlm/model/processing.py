@@ -1,0 +1,201 @@
+"""From pictures and text to the model's inputs, with Pillow and NumPy alone.
+
+One picture is padded to a square, resized once per distinct size, and normalised for each encoder with its own mean and
+standard deviation.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from transformers import BatchFeature, ProcessorMixin
+from transformers.image_processing_utils import BaseImageProcessor
+from transformers.processing_utils import MultiModalData
+
+from .config import GEOMETRIES
+from .names import choice
+
+MAX_PIXELS = 64_000_000
+"""Larger pictures are refused: a small file can unpack to many gigabytes."""
+IMAGE_TOKEN = "<image>"
+
+
+class ImageError(ValueError):
+    """A picture that is missing, corrupt, too large or of a kind that cannot be read."""
+
+
+def open_image(source: str | Path) -> Image.Image:
+    """A picture file, decoded as it is stored, in its own mode.
+
+    Boxes "in original pixels" are pixels of the stored array, as in COCO and its kin: EXIF orientation is not applied. Only
+    the first frame of an animation is taken. Raises ImageError for a missing or corrupt file and for one of more than
+    MAX_PIXELS pixels.
+    """
+    if str(source).startswith(("http://", "https://", "data:")):
+        raise ImageError(f"image {str(source)[:80]!r} is not a file; download it first")
+    path = Path(source)
+    if not path.is_file():
+        raise ImageError(f"image {path} does not exist")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check that follows is stricter
+            image = Image.open(path)
+        with image:
+            check_size(image.size, name=str(path))
+            image.load()
+            return image.copy()
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"image {path} is larger than {MAX_PIXELS:,} pixels; make it smaller first") from error
+    except ImageError:
+        raise
+    except (OSError, SyntaxError, ValueError, EOFError, OverflowError, IndexError, TypeError) as error:
+        raise ImageError(f"image {path} cannot be read ({error}); replace it or leave it out") from error
+
+
+def check_size(size: tuple[int, int], *, name: str) -> None:
+    """size: width, height. Raises ImageError beyond MAX_PIXELS, or when a side is 0."""
+    width, height = size
+    if width * height > MAX_PIXELS:
+        raise ImageError(f"image {name} has {width} x {height} pixels, more than {MAX_PIXELS:,}; make it smaller first")
+    if min(width, height) < 1:
+        raise ImageError(f"image {name} has {width} x {height} pixels; it is empty")
+
+
+def to_rgb(image: Image.Image, *, background: tuple[int, int, int]) -> Image.Image:
+    """The picture in 8-bit RGB; transparent parts show the background, 16-bit grey is scaled down."""
+    if image.mode == "RGB":
+        return image
+    if image.mode.startswith("I;16"):
+        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8)).convert("RGB")
+    if image.mode in ("I", "F"):
+        raise ImageError(
+            f"images of mode {image.mode!r} (32-bit values) have no known range; save it with 8 bits first"
+        )
+    if image.has_transparency_data:
+        layer = image.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", image.size, (*background, 255)), layer).convert("RGB")
+    return image.convert("RGB")
+
+
+def pad_square(image: Image.Image, *, background: tuple[int, int, int]) -> Image.Image:
+    """The picture in the middle of a square of its longer side.
+
+    It starts at pixel (side - width) // 2, (side - height) // 2 of the square, as in Shikra.
+    """
+    side = max(image.size)
+    if image.size == (side, side):
+        return image
+    square = Image.new("RGB", (side, side), background)
+    square.paste(image, ((side - image.width) // 2, (side - image.height) // 2))
+    return square
+
+
+class CommImageProcessor(BaseImageProcessor):
+    """Pictures -> pixel_values (images, P).
+
+    encoders: in the model's order, {"name", "size", "mean", "std"}; size in pixels, mean and std of RGB in [0, 1].
+    geometry: "pad-square". pad_color: RGB, 0 to 255.
+    """
+
+    model_input_names = ["pixel_values"]  # noqa: RUF012
+
+    def __init__(
+        self,
+        encoders: Sequence[Mapping[str, Any]] = (),
+        geometry: str = "pad-square",
+        pad_color: Sequence[int] = (255, 255, 255),
+        **kwargs: Any,
+    ):
+        super().__init__(**kwargs)
+        self.encoders = [dict(encoder) for encoder in encoders]
+        self.geometry = choice(geometry, of=GEOMETRIES, what="geometry")
+        self.pad_color = [int(value) for value in pad_color]
+
+    def fetch_images(self, image_url_or_urls: Any) -> Any:
+        """Paths become opened pictures; lists are walked; pictures and arrays come back as they are."""
+        if isinstance(image_url_or_urls, list | tuple):
+            return [self.fetch_images(image) for image in image_url_or_urls]
+        if isinstance(image_url_or_urls, str | Path):
+            return open_image(image_url_or_urls)
+        return image_url_or_urls
+
+    def square(self, image: Image.Image | np.ndarray | str | Path) -> Image.Image:
+        """One picture as the square RGB picture that every encoder's pixels are resized from."""
+        red, green, blue = self.pad_color
+        background = (red, green, blue)
+        picture = _as_picture(self.fetch_images(image))
+        check_size(picture.size, name="given")
+        return pad_square(to_rgb(picture, background=background), background=background)
+
+    def row(self, image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
+        """One picture as (P,) float32: each encoder's normalised 3 x S x S pixels, flattened, one after another."""
+        square = self.square(image)
+        resized: dict[int, np.ndarray] = {}
+        pieces = []
+        for encoder in self.encoders:
+            size = encoder["size"]
+            if size not in resized:
+                small = square if square.width == size else square.resize((size, size), Image.Resampling.BICUBIC)
+                resized[size] = np.asarray(small, dtype=np.float32) / 255
+            mean, std = (np.asarray(encoder[key], dtype=np.float32) for key in ("mean", "std"))
+            pieces.append(((resized[size] - mean) / std).transpose(2, 0, 1).ravel())
+        return np.concatenate(pieces)
+
+    def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
+        """One picture or a (nested) list of pictures, arrays (H, W, 3) uint8 or paths -> pixel_values (images, P)."""
+        rows = np.stack([self.row(image) for image in _flat(images)])
+        return BatchFeature({"pixel_values": rows}, tensor_type=return_tensors)
+
+
+def _flat(images: Any) -> list[Any]:
+    if isinstance(images, list | tuple):
+        return [image for entry in images for image in _flat(entry)]
+    return [images]
+
+
+def _as_picture(image: Any) -> Image.Image:
+    if isinstance(image, Image.Image):
+        return image
+    if isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return Image.fromarray(image)
+    shape = getattr(image, "shape", "")
+    raise ImageError(
+        f"an image is a {type(image).__name__} {shape}; give a picture, a path, or a uint8 array (H, W, 3)"
+    )
+
+
+class CommProcessor(ProcessorMixin):
+    """Pictures and text with one image token per picture -> the model's inputs.
+
+    num_image_tokens: visual tokens of one picture; each image token is repeated so many times.
+    """
+
+    def __init__(
+        self,
+        image_processor: Any = None,
+        tokenizer: Any = None,
+        chat_template: str | None = None,
+        image_token: str = IMAGE_TOKEN,
+        num_image_tokens: int = 0,
+        **kwargs: Any,
+    ):
+        self.image_token = image_token
+        self.num_image_tokens = num_image_tokens
+        self.image_token_id = tokenizer.convert_tokens_to_ids(image_token)
+        if self.image_token_id in (None, tokenizer.unk_token_id):
+            raise ValueError(f"the tokenizer has no token {image_token!r}; add it with commvlm.model.add_image_token")
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+    def replace_image_token(self, image_inputs: dict, image_idx: int, **kwargs: Any) -> str:
+        """What stands for one image in the text."""
+        return self.image_token * self.num_image_tokens
+
+    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> MultiModalData:
+        """Placeholders per image, whatever its size: servers plan with this."""
+        count = len(image_sizes or [])
+        return MultiModalData(num_image_tokens=[self.num_image_tokens] * count, num_image_patches=[1] * count)
