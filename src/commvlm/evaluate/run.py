@@ -1,0 +1,159 @@
+"""Predict, then score: answers go to a file first, and every score comes from that file alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+from pathlib import Path
+
+from PIL import Image
+from tqdm import tqdm
+
+from commvlm.data.example import Example
+from commvlm.data.images import FORMATS
+
+from .predictions import append_records, drop_torn_line, partial_path, read_predictions
+from .tasks import Record, Score, task_named
+from .tasks.task import Size
+
+Answerer = Callable[[Sequence[Example]], list[str]]
+"""Instructed examples -> the answer to each one's last turn, in order. A model, an oracle and a mute one all are."""
+
+_Key = tuple[str, str]
+
+
+def predict(
+    answer: Answerer,
+    examples: Sequence[Example],
+    path: Path | str,
+    *,
+    batch_size: int = 16,
+    progress: str | None = "predict",
+) -> Path:
+    """Asks every raw example once, in order, and writes the answers to `path` (predictions.jsonl); returns it.
+
+    After a kill the same call goes on where the file ends. progress: the label of the bar, None for no bar.
+    Raises ValueError for no examples, two examples of one task and id, an image that cannot be read, an answerer that
+    returns something else than one text per example, or a file whose predictions belong to other examples; OSError when
+    the disk is full (what was written until then stays).
+    """
+    path = Path(path)
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, got {batch_size}")
+    asked = _instructed(examples)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    done = _already_there(path, asked)
+    todo = [example for key, example in asked.items() if key not in done]
+    if not todo:
+        return _complete(path)
+    unfinished = partial_path(path)
+    if path.exists():
+        os.replace(path, unfinished)
+    with (
+        unfinished.open("ab") as file,
+        tqdm(total=len(asked), initial=len(done), desc=progress, unit="answer", disable=progress is None) as bar,
+    ):
+        for start in range(0, len(todo), batch_size):
+            batch = todo[start : start + batch_size]
+            append_records(file, _answered(answer, batch))
+            bar.update(len(batch))
+    return _complete(path)
+
+
+def score(path: Path | str, *, rules: Mapping[str, str] | None = None) -> dict[str, Score]:
+    """The score of every task in a file of predictions, by the tasks' order of name; the same file, the same bytes.
+
+    rules: a rule other than the default one for a task, e.g. {"caption": "ptb", "vqa": "pre2021"}.
+    Raises ValueError for a broken line (its number), a file without predictions, and a task or rule that is unknown.
+    """
+    rules = {} if rules is None else rules
+    for name in rules:
+        task_named(name)
+    # Sorted: sums of floats must not depend on the order in which answers came in.
+    records = sorted(read_predictions(path), key=lambda record: (record.task, record.id))
+    if not records:
+        raise ValueError(f"{path} holds no predictions: predict first")
+    names = sorted({record.task for record in records})
+    return {
+        name: task_named(name).score([record for record in records if record.task == name], rule=rules.get(name))
+        for name in names
+    }
+
+
+def _instructed(examples: Sequence[Example]) -> dict[_Key, Example]:
+    """Each example in its task's wording, by task and id."""
+    asked: dict[_Key, Example] = {}
+    for example in examples:
+        key = (example.task, example.id)
+        if key in asked:
+            raise ValueError(f"two examples of task {example.task} have the id {example.id}: ids must be unique")
+        asked[key] = task_named(example.task).instruct(example)
+    if not asked:
+        raise ValueError("there is nothing to predict: no examples were given")
+    return asked
+
+
+def _already_there(path: Path, asked: Mapping[_Key, Example]) -> set[_Key]:
+    """Which examples have their line; whatever a kill cut off of the last one is dropped."""
+    unfinished = partial_path(path)
+    if unfinished.exists() and path.exists():
+        raise ValueError(f"both {path} and {unfinished.name} exist: delete the one that is out of date")
+    current = unfinished if unfinished.exists() else path
+    if not current.exists():
+        return set()
+    drop_torn_line(current)
+    records = read_predictions(current)
+    for record in records:
+        example = asked.get((record.task, record.id))
+        if example is None:
+            raise ValueError(f"{current} holds {record.name}, which is not asked here: give another file, or delete it")
+        if example.turns[-1].question != record.question:
+            raise ValueError(f"{current} asked {record.name} in other words: give another file, or delete it")
+    return {(record.task, record.id) for record in records}
+
+
+def _complete(path: Path) -> Path:
+    if partial_path(path).exists():
+        os.replace(partial_path(path), path)
+    return path
+
+
+def _answered(answer: Answerer, batch: Sequence[Example]) -> list[Record]:
+    texts = answer(batch)
+    if len(texts) != len(batch):
+        raise ValueError(f"the answerer gave {len(texts)} answers to {len(batch)} examples")
+    odd = next((k for k, text in enumerate(texts) if not isinstance(text, str)), None)
+    if odd is not None:
+        raise ValueError(f"the answer to {batch[odd].task} {batch[odd].id} is no text but {type(texts[odd]).__name__}")
+    return [_record(example, text) for example, text in zip(batch, texts, strict=True)]
+
+
+def _record(example: Example, text: str) -> Record:
+    turn = example.turns[-1]
+    size = None if example.image is None else image_size(example.image)
+    return Record(
+        id=example.id,
+        task=example.task,
+        image=None if example.image is None else example.image.as_posix(),
+        width=None if size is None else size[0],
+        height=None if size is None else size[1],
+        question=turn.question,
+        text=text,
+        parsed=task_named(example.task).parse(text, size),
+        answer=turn.answer,
+        boxes=tuple(box for group in turn.answer_boxes for box in group),
+        asked_boxes=tuple(box for group in turn.question_boxes for box in group),
+        references=example.references,
+        facts=dict(example.facts),
+    )
+
+
+@lru_cache(maxsize=4096)
+def image_size(path: Path) -> Size:
+    """Width and height in pixels, from the file's header. Raises FileNotFoundError, or ValueError for no image."""
+    try:
+        with Image.open(path, formats=FORMATS) as image:
+            return image.size
+    except (Image.UnidentifiedImageError, Image.DecompressionBombError, SyntaxError, EOFError) as error:
+        raise ValueError(f"{path} cannot be read as an image: {error}") from error

@@ -1,0 +1,20 @@
+"""One small file per task: how it is asked, read and scored."""
+
+from .caption import CAPTION
+from .pope import POPE
+from .rec import REC
+from .reg import REG
+from .task import Record, Score, Size, Task, unwrap
+from .vqa import VQA
+
+TASKS: dict[str, Task] = {task.name: task for task in (REC, REG, POPE, VQA, CAPTION)}
+
+
+def task_named(name: str) -> Task:
+    """Raises ValueError for a task that cannot be scored, naming those that can."""
+    if name not in TASKS:
+        raise ValueError(f"there is no task {name!r} to evaluate: choose from {', '.join(TASKS)}")
+    return TASKS[name]
+
+
+__all__ = ["CAPTION", "POPE", "REC", "REG", "TASKS", "VQA", "Record", "Score", "Size", "Task", "task_named", "unwrap"]

@@ -1,0 +1,126 @@
+"""What a task is: how an example is asked, how an answer is read, how the readings are scored."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+
+from commvlm.data.example import Box, Example
+from commvlm.data.templates import instruct
+
+from ..metrics import Interval
+
+Size = tuple[int, int]
+"""Width and height of the original image, in pixels."""
+Parsed = str | Box | None
+"""What an answer says: a text, or a box in pixels of the original image; None where it says nothing of the kind."""
+
+_WRAPPER = re.compile(r"\b(?:so )?the answer is\b:?|^\s*answer:", re.IGNORECASE | re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Record:
+    """One line of predictions.jsonl: all that scoring and reports need, without the examples' files.
+
+    question: as it was asked, with its slots. text: the answer as the model gave it. parsed: what the task's parse read
+    in it. answer, boxes: the true answer with its slots, and the boxes in them. asked_boxes: those of the question.
+    All boxes are in pixels of the original image.
+    """
+
+    id: str
+    task: str
+    image: str | None
+    width: int | None
+    height: int | None
+    question: str
+    text: str
+    parsed: Parsed
+    answer: str
+    boxes: tuple[Box, ...] = ()
+    asked_boxes: tuple[Box, ...] = ()
+    references: tuple[str, ...] = ()
+    facts: Mapping[str, str | int | float] = field(default_factory=dict)
+
+    @property
+    def cluster(self) -> str:
+        """What standard errors resample: the image, or the record itself where there is none."""
+        return f"id {self.id}" if self.image is None else self.image
+
+    @property
+    def name(self) -> str:
+        return f"{self.task} {self.id}"
+
+
+@dataclass(frozen=True)
+class Score:
+    """One task's figures. value is in percent (CIDEr times 100, as papers print it); so are its standard error and
+    95 % interval, from a bootstrap clustered by image (None with fewer than two images).
+
+    unparsable answers are part of n. rule names the official or house rule that was applied.
+    """
+
+    task: str
+    metric: str
+    rule: str
+    value: float
+    standard_error: float | None
+    interval: tuple[float, float] | None
+    n: int
+    unparsable: int
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+    def as_json(self) -> dict[str, object]:
+        return asdict(self)
+
+
+Scorer = Callable[[Sequence[Record]], Score]
+
+
+@dataclass(frozen=True)
+class Task:
+    """name: that of the examples' task. rules: each rule's scorer, the default one first.
+
+    parse: an answer's text and the image's size -> what it says, None when it cannot be read.
+    """
+
+    name: str
+    parse: Callable[[str, Size | None], Parsed]
+    rules: Mapping[str, Scorer]
+    instruct: Callable[[Example], Example] = instruct
+
+    def score(self, records: Sequence[Record], *, rule: str | None = None) -> Score:
+        """Raises ValueError for an unknown rule, for no records, and for a record that lacks its truth (named)."""
+        chosen = next(iter(self.rules)) if rule is None else rule
+        if chosen not in self.rules:
+            raise ValueError(f"{self.name} has no rule {chosen!r}: choose one of {', '.join(self.rules)}")
+        if not records:
+            raise ValueError(f"{self.name} has nothing to score: no predictions were given")
+        return self.rules[chosen](records)
+
+
+def unwrap(text: str) -> str:
+    """The bare answer: "The answer is X.", "... So the answer is X." and "Answer: X" -> X; other texts untouched.
+
+    As Shikra has it, the wrapper counts only where it stands exactly once; then one closing full stop goes too.
+    """
+    found = list(_WRAPPER.finditer(text))
+    if len(found) != 1:
+        return text
+    rest = text[found[0].end() :].strip().splitlines()
+    return rest[0].strip().removesuffix(".").rstrip() if rest else ""
+
+
+def percent(share: float) -> float:
+    return 100.0 * share
+
+
+def interval_in_percent(interval: Interval | None) -> tuple[float | None, tuple[float, float] | None]:
+    """A bootstrap's outcome in shares -> (standard error, (low, high)) in percent, as Score holds them.
+
+    Rounded to what the draws can tell at most, so that the order of a matrix product's sums does not show.
+    """
+    if interval is None:
+        return None, None
+    error, low, high = (round(percent(figure), 6) for figure in interval)
+    return error, (low, high)
