@@ -1,0 +1,144 @@
+"""The tiny CLIP: contrastive pretraining on scenes and their global captions, which never speak of positions.
+
+A curriculum as in small-scale practice: windows of 4 x 4 patches around an object first, then whole scenes with half
+of the patches dropped (Li et al., "FLIP", arXiv 2212.00794), at the end all patches. Pairs whose captions say the same
+count as positives (Yang et al., "UniCL", arXiv 2204.03610), since a small world repeats itself.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..language import CAPTION_FORMS, article
+from ..scene import Scene, Thing
+from ..tokenizer import build_tokenizer
+from .checkpoint import Progress, export, load_progress, save_progress
+from .optim import optimizers, schedule, step
+from .pool import scene_pool
+from .vit import GRID, PATCH, keep_patches, new_clip, normalised
+
+
+@dataclass(frozen=True)
+class CLIPBudget:
+    """windows, halves: shares of the updates spent on windows and on half scenes; the rest sees all patches."""
+
+    updates: int = 9000
+    batch: int = 64
+    windows: float = 0.35
+    halves: float = 0.5
+    muon_lr: float = 0.008
+    adam_lr: float = 1e-3
+    scenes: int = 40000
+    seed: int = 0
+    difficulty: str = "easy"
+
+
+WINDOW = 4
+
+
+def _share_inside(thing: Thing, row: int, column: int) -> float:
+    x1, y1, x2, y2 = thing.box
+    left, top, side = column * PATCH, row * PATCH, WINDOW * PATCH
+    w = min(x2, left + side) - max(x1, left)
+    h = min(y2, top + side) - max(y1, top)
+    return max(w, 0) * max(h, 0) / ((x2 - x1) * (y2 - y1))
+
+
+def window(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[Thing]]:
+    """A window around a random object: (16,) patch indices and the objects of which more than half lies inside."""
+    x, y = scene.things[int(rng.integers(len(scene.things)))].center
+    column, row = (
+        int(np.clip(round(v / PATCH - WINDOW / 2 + rng.uniform(-0.7, 0.7)), 0, GRID - WINDOW)) for v in (x, y)
+    )
+    patches = (row + np.arange(WINDOW))[:, None] * GRID + column + np.arange(WINDOW)
+    return patches.reshape(-1), [t for t in scene.things if _share_inside(t, row, column) > 0.5]
+
+
+def caption(things: list[Thing], rng: np.random.Generator) -> str:
+    if not things:
+        return "an image"
+    parts = [f"{article(things[i].color)} {things[i].color} {things[i].category}" for i in rng.permutation(len(things))]
+    listing = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
+    return CAPTION_FORMS[int(rng.integers(len(CAPTION_FORMS)))].replace("{}", listing)
+
+
+class CLIPTrainer:
+    def __init__(self, budget: CLIPBudget, cache: Path) -> None:
+        torch.manual_seed(budget.seed)
+        self.budget = budget
+        self.tokenizer = build_tokenizer()
+        self.tokenizer.padding_side = "right"
+        self.model = new_clip(len(self.tokenizer), self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
+        self.optimizers = optimizers(self.model, muon_lr=budget.muon_lr, adam_lr=budget.adam_lr)
+        self.scenes, self.pixels = scene_pool(cache, budget.scenes, budget.difficulty)
+
+    def batch(self, update: int) -> tuple[Tensor, Tensor | None, dict[str, Tensor], Tensor]:
+        """(pixels, kept patches or None, caption ids and mask, (b, b) True where two captions say the same)."""
+        b = self.budget
+        rng = np.random.Generator(np.random.Philox(key=[b.seed + 101, update]))
+        chosen = rng.integers(len(self.scenes), size=b.batch)
+        scenes = [self.scenes[i] for i in chosen]
+        pixels = normalised(torch.from_numpy(self.pixels[chosen]), "clip")
+        pixels = pixels * torch.from_numpy(rng.uniform(0.85, 1.15, (b.batch, 1, 1, 1))).float()
+        phase = update / b.updates
+        if phase < b.windows:
+            views = [window(scene, rng) for scene in scenes]
+            kept = torch.from_numpy(np.stack([v[0] for v in views]))
+            shown = [v[1] for v in views]
+        else:
+            shown = [list(scene.things) for scene in scenes]
+            half = phase < b.windows + b.halves
+            kept = torch.from_numpy(rng.random((b.batch, GRID**2)).argsort(1)[:, : GRID**2 // 2]) if half else None
+        texts = [caption(things, rng) + self.tokenizer.eos_token for things in shown]  # pyright: ignore[reportOperatorIssue]
+        ids = self.tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt")
+        meaning = [frozenset((t.color, t.category) for t in things) for things in shown]
+        same = torch.tensor([[a == c for c in meaning] for a in meaning])
+        return pixels, kept, {"input_ids": ids["input_ids"], "attention_mask": ids["attention_mask"]}, same
+
+    def loss(self, update: int) -> tuple[Tensor, float]:
+        """(symmetric contrastive loss, share of images whose own caption is ranked first)."""
+        pixels, kept, text, same = self.batch(update)
+        with torch.autocast("cpu", torch.bfloat16):
+            if kept is None:
+                out = self.model(pixel_values=pixels, **text)
+            else:
+                with keep_patches(self.model.vision_model.embeddings, kept):
+                    out = self.model(pixel_values=pixels, **text)
+        logits = out.logits_per_image.float()
+        target = same.float() / same.sum(1, keepdim=True)
+        loss = -(target * logits.log_softmax(1)).sum(1).mean() - (target * logits.T.log_softmax(1)).sum(1).mean()
+        right = same.gather(1, logits.argmax(1, keepdim=True)).float().mean().item()
+        return loss / 2, right
+
+
+def pretrain_clip(out: Path, budget: CLIPBudget, *, cache: Path, minutes: float | None = None) -> Path:
+    """Trains the tiny CLIP into `out`; resumes from what is there. Returns the folder of its vision half."""
+    trainer = CLIPTrainer(budget, cache)
+    progress = Progress(out, "clip", total=budget.updates, minutes=minutes)
+    settings = {"objective": "image-text contrastive", **asdict(budget)}
+    start = load_progress(out, trainer.model, trainer.optimizers, settings)
+    trainer.model.train()
+    for update in progress.updates(start):
+        began = time.perf_counter()
+        loss, right = trainer.loss(update)
+        loss.backward()
+        norm = step(trainer.model, trainer.optimizers, schedule(update, total=budget.updates))
+        with torch.no_grad():
+            trainer.model.logit_scale.clamp_(max=np.log(100))
+        progress.log(
+            update, {"loss": loss.item(), "right": right, "norm": norm, "seconds": time.perf_counter() - began}
+        )
+        if progress.due():
+            save_progress(out, trainer.model, trainer.optimizers, update + 1, settings)
+    save_progress(out, trainer.model, trainer.optimizers, progress.done, settings)
+    return export(
+        trainer.model.vision_model,
+        out,
+        {**settings, "updates": progress.done, "views": progress.done * budget.batch, "seconds": progress.spent()},
+    )
