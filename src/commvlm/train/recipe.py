@@ -1,0 +1,214 @@
+"""The recipe: one YAML file says which model, which data, how it is trained and on what it is evaluated.
+
+Frozen dataclasses, filled by jsonargparse: types are checked, every key can be overridden on the command line by its dotted
+name, and an unknown key is an error that names the nearest known one (see `keys`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from .keys import COMMAND_LINE, RecipeError, check_keys, fields_of, override
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """One encoder's branch.
+
+    name: its own, such as "clip". checkpoint: hub id, folder, or "micro:clip" for one of the shipped tiny ones. layers:
+    1-based block outputs: 12, -1, "19-24", "all", "half", or a list. merge, align: a kind, or {kind: ..., options}.
+    image_size: side in pixels of its image (its own by default). weights: "checkpoint" or "random". final_norm: "before"
+    or "after", for its last block.
+    """
+
+    name: str
+    checkpoint: str
+    layers: int | str | list[int | str] = "all"
+    merge: str | dict[str, Any] = "lln-layerscale"
+    align: str | dict[str, Any] = "identity"
+    image_size: int | None = None
+    weights: str = "checkpoint"
+    final_norm: str = "before"
+
+
+@dataclass(frozen=True)
+class Model:
+    """encoders -> fuse -> project -> language_model (hub id, folder, or "micro:lm")."""
+
+    encoders: list[Encoder]
+    language_model: str
+    fuse: str | dict[str, Any] = "channel-concat"
+    project: str | dict[str, Any] = "linear"
+
+
+@dataclass(frozen=True)
+class Source:
+    """One annotation file, or the pair of them that a format needs.
+
+    format: a reader (`commvlm.data.readers.READERS`). images: folder of the images. files: the reader's files by its
+    argument's name. options: its other arguments. weight: share of the draws in training. Paths are under data.root.
+    """
+
+    name: str
+    format: str
+    images: str
+    files: dict[str, str]
+    options: dict[str, Any] = field(default_factory=dict)
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Data:
+    """root: the folder that all paths are under (the recipe's own by default). group: questions about one image that are
+    drawn, and packed behind it, together; 1 draws each on its own. pixels: "given", or "grey" for the blind control."""
+
+    sources: list[Source] = field(default_factory=list)
+    root: str = ""
+    group: int = 1
+    pixels: Literal["given", "grey"] = "given"
+
+
+@dataclass(frozen=True)
+class Stage:
+    """trains: part -> learning rate; every part that is not named is frozen. Parts: merge, align, project,
+    language_model (encoders are always frozen). batch: images of one update; micro_batch: how many of them at once.
+    weights: source -> weight, in place of the sources' own. decay: AdamW's weight decay."""
+
+    name: str
+    steps: int
+    batch: int
+    trains: dict[str, float]
+    micro_batch: int | None = None
+    warmup: float = 0.03
+    schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
+    weights: dict[str, float] = field(default_factory=dict)
+    decay: float = 0.0
+    clip: float = 1.0
+
+
+@dataclass(frozen=True)
+class Train:
+    """attention: of the language model: "sdpa", "eager", or "shared-prefix" (with data.group > 1). save_every,
+    log_every: in steps. visual_scale: size of the visual tokens at the start, as a multiple of the word embeddings'; None
+    leaves the projection as it is initialised."""
+
+    stages: list[Stage] = field(default_factory=list)
+    seed: int = 0
+    precision: Literal["bf16", "fp32"] = "bf16"
+    attention: str = "sdpa"
+    max_length: int | None = 2048
+    visual_scale: float | None = None
+    save_every: int = 500
+    log_every: int = 10
+    keep: int = 2
+
+
+@dataclass(frozen=True)
+class Evaluate:
+    """sources: what is asked, through the same readers; their task is the examples' own."""
+
+    sources: list[Source] = field(default_factory=list)
+    batch: int = 32
+    max_new_tokens: int = 64
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """name, model, data, train, evaluate: see each."""
+
+    name: str
+    model: Model
+    data: Data = field(default_factory=Data)
+    train: Train = field(default_factory=Train)
+    evaluate: Evaluate = field(default_factory=Evaluate)
+
+
+def find_recipe(name: str | Path) -> Path:
+    """A file's path, or a shipped recipe's by name: "micro", "recipes/comm-7b.yaml". Raises RecipeError for neither."""
+    path = Path(name)
+    if path.is_file():
+        return path
+    shipped = Path(str(resources.files("commvlm") / "recipes"))
+    parts = path.parts[1:] if path.parts[:1] == ("recipes",) else path.parts
+    if parts and ".." not in parts and not path.is_absolute():
+        found = shipped.joinpath(*parts).with_suffix(".yaml")
+        if found.is_file():
+            return found
+    known = sorted(p.relative_to(shipped).with_suffix("").as_posix() for p in shipped.rglob("*.yaml"))
+    near = get_close_matches(path.stem, known, n=1)
+    hint = f"did you mean {near[0]!r}? " if near else ""
+    raise RecipeError(f"there is no recipe {str(name)!r}; {hint}give a YAML file, or one of: {', '.join(known)}")
+
+
+def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
+    """The recipe of a YAML file, with command-line overrides such as `--train.seed 1` on top (see `keys.override`).
+
+    data.root is made absolute: relative to where the command runs when overridden, to the recipe's folder in the file.
+    Raises RecipeError with file, key and the nearest valid one.
+    """
+    path = find_recipe(name)
+    content = read_yaml(path)
+    check_keys(content, Recipe, where=path.name)
+    root = content.setdefault("data", {}).setdefault("root", "")
+    if isinstance(root, str):  # another type is told below
+        content["data"]["root"] = str((path.parent / root).resolve())
+    if not overrides:
+        return _parse(content, path.name)
+    changed = override(content, overrides, Recipe)
+    try:
+        return _parse(changed, COMMAND_LINE)
+    except RecipeError:
+        _parse(content, path.name)  # the file's own fault is told as such
+        raise
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping in a YAML file; RecipeError with the line otherwise."""
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f":{error.problem_mark.line + 1}"
+        raise RecipeError(f"{path}{line}: not YAML ({error.problem})") from error
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise RecipeError(f"{path}: not YAML ({error})".splitlines()[0]) from error
+    if not isinstance(content, dict):
+        raise RecipeError(f"{path}: a recipe is a mapping with the keys {', '.join(fields_of(Recipe))}")
+    return content
+
+
+def _parse(content: Mapping[str, Any], where: str) -> Recipe:
+    from argparse import ArgumentError
+
+    from jsonargparse import ArgumentParser
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Recipe)
+    try:
+        filled = parser.instantiate(parser.parse_object(dict(content)))
+    except (ArgumentError, TypeError) as error:
+        raise RecipeError(f"{where}: {_one_line(error)}") from error
+    recipe = Recipe(**{name: filled[name] for name in fields_of(Recipe)})
+    root = str(Path(recipe.data.root).resolve())
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=root))
+
+
+def _one_line(error: Exception) -> str:
+    """jsonargparse's report: key, what was expected, what was found."""
+    lines = [line.strip().rstrip(":") for line in str(error).splitlines()]
+    text = ": ".join(line for line in lines if line and not line.startswith("Problem with given class_path"))
+    text = re.sub(r"Expected an? (?:<class '(\w+)'>|typing.Literal)", r"expected \1", text)
+    return re.sub(r'Parser key "([\w.]+)"', r"\1", re.sub(r"<class '(\w+)'>", r"\1", text))
+
+
+def as_yaml(recipe: Recipe) -> str:
+    """The recipe with every default written out: `load_recipe` gives the same back."""
+    return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True)
