@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from commvlm.data.boxes import box_iou
 from commvlm.evaluate import metrics
 from commvlm.evaluate.metrics import tokenizers
 from commvlm.evaluate.metrics.vqa import CONTRACTIONS
@@ -34,7 +35,7 @@ def test_iou_by_hand():
         ((2, 2, 0, 0), (0, 0, 2, 2), 0.0),
         ((1, 1, 1, 1), (1, 1, 1, 1), 0.0),
     ]
-    assert metrics.box_iou([a for a, _, _ in pairs], [b for _, b, _ in pairs]).tolist() == [iou for _, _, iou in pairs]
+    assert box_iou([a for a, _, _ in pairs], [b for _, b, _ in pairs]).tolist() == [iou for _, _, iou in pairs]
 
 
 def test_iou_equals_counted_cells():
@@ -45,7 +46,7 @@ def test_iou_equals_counted_cells():
         return {(x, y) for x in range(box[0], box[2]) for y in range(box[1], box[3])}
 
     counted = [len(cells(a) & cells(b)) / (len(cells(a) | cells(b)) or 1) for a, b in zip(first, second, strict=True)]
-    np.testing.assert_allclose(metrics.box_iou(first, second), counted, atol=1e-12)
+    np.testing.assert_allclose(box_iou(first, second), counted, atol=1e-12)
     assert 0 < np.mean(counted) < 1
 
 
@@ -58,7 +59,7 @@ def test_rules_differ_at_exactly_one_half():
 
 def test_iou_refuses_unequal_numbers():
     with pytest.raises(ValueError, match="2 and 1"):
-        metrics.box_iou([[0, 0, 1, 1]] * 2, [[0, 0, 1, 1]])
+        box_iou([[0, 0, 1, 1]] * 2, [[0, 0, 1, 1]])
 
 
 # --- bootstrap ---

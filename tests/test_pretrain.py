@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from commvlm.data.boxes import PadSquare
+from commvlm.data.dialogue import encode
+from commvlm.data.example import Example, Turn
+from commvlm.data.templates import instruct
 from commvlm.microworld.cards import write_card
-from commvlm.microworld.geometry import box_iou
 from commvlm.microworld.pretrain import checkpoint, clip, dino, lm
-from commvlm.microworld.pretrain.symbols import GRID, coverage
+from commvlm.microworld.pretrain.symbols import GRID, coverage, parted
 from commvlm.microworld.pretrain.vit import keep_patches, new_clip
 from commvlm.microworld.readout import auc, patch_centers
 from commvlm.microworld.scene import sample_scene
+from commvlm.microworld.tokenizer import build_tokenizer
 
 
 def start(part, out, updates, minutes=None):
@@ -79,6 +84,24 @@ def test_a_patchs_coverage_is_the_share_of_its_pixels_inside_the_box():
         np.testing.assert_allclose(row, counted)
 
 
+def test_symbolic_dialogues_are_the_dialogues_that_the_model_will_be_trained_on():
+    """The LM's packed pretraining ids, put together again, equal what the data room encodes for the same turn."""
+    tokenizer = build_tokenizer()
+    box = (2.0, 4.0, 20.0, 30.0)
+    for task, turn in (
+        ("rec", Turn("the red star", "<boxes>", answer_boxes=((box,),))),
+        ("reg", Turn("<boxes>", "the red star", question_boxes=((box,),))),
+        ("pope", Turn("Is there a cup in the image?", "no")),
+    ):
+        head, question, answer = parted(turn, task, tokenizer, rng=None)
+        pieces = [head.replace("<image>", "<image>" * 64), question, answer]
+        ids = [token for piece in pieces for token in tokenizer.encode(piece, add_special_tokens=False)]
+        example = instruct(Example("a", task, Path("a.png"), (turn,)))
+        encoded = encode(example, tokenizer, image_tokens=64, geometry=PadSquare(64, 64))
+        assert ids == encoded.ids.tolist()
+        assert (encoded.labels != -100).sum() == len(tokenizer.encode(answer, add_special_tokens=False))
+
+
 def test_sinkhorn_uses_every_prototype_alike():
     torch.manual_seed(0)
     q = dino.sinkhorn(torch.randn(64, 8), 0.5, rounds=50)
@@ -93,12 +116,6 @@ def test_auc_is_the_share_of_pairs_in_order():
         s > t for s, y in zip(scores, labels, strict=True) for t, z in zip(scores, labels, strict=True) if y and not z
     ]
     assert auc(scores, labels) == pytest.approx(np.mean(pairs))
-
-
-def test_box_iou_by_hand():
-    assert box_iou((0, 0, 2, 2), (1, 1, 3, 3)) == pytest.approx(1 / 7)
-    assert box_iou((0, 0, 2, 2), (2, 0, 3, 3)) == 0.0
-    assert box_iou((0, 0, 2, 2), (1, 1, 1, 3)) == 0.0
 
 
 def test_patch_centers_are_row_major():

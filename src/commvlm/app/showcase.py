@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..data.boxes import PadSquare, boxes_in_pixels
+from ..data.boxes import PadSquare, box_iou, boxes_in_pixels
 from ..data.example import BOXES, IMAGE
 from ..data.images import open_image
-from ..evaluate.metrics import box_iou, pope_answer, rec_correct, vqa_accuracy
+from ..evaluate.metrics import pope_answer, rec_correct, vqa_accuracy
 from ..evaluate.tasks import Record, unwrap
 from .drawing import Mark, asked_mark, draw_boxes, predicted_marks, true_mark
 

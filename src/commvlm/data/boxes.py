@@ -7,6 +7,9 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from .example import Box
 
 DECIMALS = 3
@@ -63,6 +66,26 @@ class PadSquare:
 
     def _clamped(self, pixels: float) -> float:
         return min(max(pixels / self.side, 0.0), 1.0)
+
+
+def box_iou(boxes: ArrayLike, others: ArrayLike) -> np.ndarray:
+    """Intersection over union, row by row: (n, 4) and (n, 4) corners x1, y1, x2, y2 in one unit -> (n,).
+
+    A box turned inside out (x2 < x1) has no area. Two boxes without area overlap by 0, not by 0/0.
+    """
+    a = np.asarray(boxes, dtype=np.float64).reshape(-1, 4)
+    b = np.asarray(others, dtype=np.float64).reshape(-1, 4)
+    if len(a) != len(b):
+        raise ValueError(f"IoU pairs boxes row by row, got {len(a)} and {len(b)} of them")
+    low, high = np.maximum(a[:, :2], b[:, :2]), np.minimum(a[:, 2:], b[:, 2:])
+    shared = _area(low, high)
+    union = _area(a[:, :2], a[:, 2:]) + _area(b[:, :2], b[:, 2:]) - shared
+    return np.divide(shared, union, out=np.zeros_like(union), where=union > 0)
+
+
+def _area(low: np.ndarray, high: np.ndarray) -> np.ndarray:
+    """(n, 2) and (n, 2) opposite corners -> (n,)."""
+    return np.clip(high - low, 0.0, None).prod(axis=1)
 
 
 def format_boxes(boxes: Iterable[Box], geometry: PadSquare) -> str:

@@ -6,6 +6,7 @@ All text is lower case but for the first letter of a question. Every function is
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -65,8 +66,9 @@ def expressions(scene: Scene, thing: Thing) -> tuple[str, ...]:
     return tuple(found)
 
 
-def _listing(scene: Scene, rng: np.random.Generator) -> str:
-    order = [scene.things[i] for i in rng.permutation(len(scene.things))]
+def listing(things: Sequence[Thing], rng: np.random.Generator) -> str:
+    """ "a red star, a blue house and an orange cup": every thing with its colour, in random order."""
+    order = [things[i] for i in rng.permutation(len(things))]
     parts = [f"{article(t.color)} {t.color} {t.category}" for t in order]
     return parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
 
@@ -76,7 +78,7 @@ CAPTION_FORMS = ("{}", "a picture of {}", "an image with {}", "{} on a dark back
 
 def captions(scene: Scene, rng: np.random.Generator) -> tuple[str, ...]:
     """Five captions, global and without positions, as alt text is: every object named with its colour, any order."""
-    return tuple(form.replace("{}", _listing(scene, rng)) for form in CAPTION_FORMS)
+    return tuple(form.replace("{}", listing(scene.things, rng)) for form in CAPTION_FORMS)
 
 
 @lru_cache(maxsize=4)

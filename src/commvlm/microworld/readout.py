@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import PreTrainedModel
 
+from ..data.boxes import box_iou
 from ..model.encoders import read_layers
-from .geometry import box_iou
 from .pretrain.symbols import GRID, coverage
 from .pretrain.vit import normalised
 from .scene import COLORS, DIFFICULTIES, SIDE, Scene, render, sample_scene
@@ -66,15 +66,19 @@ def probe_scenes(split: str, count: int, difficulty: str) -> tuple[Truth, Tensor
 
 
 def features(encoder: PreTrainedModel, pixels: Tensor, *, family: str, layers: Sequence[int]) -> list[Tensor]:
-    """[layer](scenes, 64, d), standardised per channel, in float32."""
+    """[layer](scenes, 64, d) in float32. pixels: uint8 (scenes, 64, 64, 3)."""
     parts = [read_layers(encoder, normalised(p, family), layers=layers) for p in pixels.split(256)]
-    stacked = [torch.cat([part[k] for part in parts]).float() for k in range(len(layers))]
-    return [(x - x.mean((0, 1))) / (x.std((0, 1)) + 1e-6) for x in stacked]
+    return [torch.cat([part[k] for part in parts]).float() for k in range(len(layers))]
 
 
 def read_out(train: tuple[Tensor, Truth], test: tuple[Tensor, Truth], *, steps: int = 1200, seed: int = 0) -> Reading:
-    """Both heads fitted on one layer's training features (`steps` updates) and scored on its test features."""
+    """Both heads fitted on one layer's training features (`steps` updates) and scored on its test features.
+
+    Channels are standardised by the training features' mean and deviation.
+    """
     torch.manual_seed(seed)
+    mean, deviation = train[0].mean((0, 1)), train[0].std((0, 1)) + 1e-6
+    train, test = (((x - mean) / deviation, truth) for x, truth in (train, test))
     return Reading(_presence(train, test, steps // 2), _rec(train, test, steps))
 
 
@@ -133,13 +137,14 @@ def _rec_score(out: Tensor, truth: Truth, kinds: int, centers: Tensor) -> float:
     category = out[..., :kinds].log_softmax(-1)
     color = out[..., kinds:-4].log_softmax(-1)
     boxes = out[..., -4:] + centers
-    hits = []
+    found, true = [], []
     for i, scene in enumerate(truth.scenes):
         for thing in scene.things:
             here = truth.names.index(thing.category)
             patch = (category[i, :, here] + color[i, :, names[thing.color]]).argmax()
-            hits.append(box_iou((boxes[i, patch] * SIDE).tolist(), thing.box) >= 0.5)
-    return float(np.mean(hits))
+            found.append((boxes[i, patch] * SIDE).tolist())
+            true.append(thing.box)
+    return float(np.mean(box_iou(found, true) >= 0.5))
 
 
 def patch_centers() -> Tensor:

@@ -3,7 +3,7 @@
 from .bootstrap import Interval, bootstrap
 from .cider import Cider, cider_d
 from .pope import PopeScores, pope_answer, pope_scores, says_yes_or_no
-from .rec import REC_RULES, box_iou, rec_correct
+from .rec import REC_RULES, rec_correct
 from .tokenizers import TOKENIZERS, approximate_tokenize, ptb_tokenize
 from .vqa import VQA_RULES, normalise_answer, vqa_accuracy
 
@@ -16,7 +16,6 @@ __all__ = [
     "PopeScores",
     "approximate_tokenize",
     "bootstrap",
-    "box_iou",
     "cider_d",
     "normalise_answer",
     "pope_answer",

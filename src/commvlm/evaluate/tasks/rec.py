@@ -10,10 +10,10 @@ from functools import partial
 
 import numpy as np
 
-from commvlm.data.boxes import PadSquare, boxes_in_pixels, format_boxes, parse_boxes
+from commvlm.data.boxes import PadSquare, box_iou, boxes_in_pixels, format_boxes, parse_boxes
 from commvlm.data.example import Box
 
-from ..metrics import REC_RULES, bootstrap, box_iou, rec_correct
+from ..metrics import REC_RULES, bootstrap, rec_correct
 from .task import Parsed, Record, Score, Size, Task, interval_in_percent, percent
 
 NOWHERE: Box = (0.0, 0.0, 0.0, 0.0)

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..language import CAPTION_FORMS, article
+from ..language import CAPTION_FORMS, listing
 from ..scene import Scene, Thing
 from ..tokenizer import build_tokenizer
 from .checkpoint import Progress, export, load_progress, save_progress
@@ -63,9 +63,8 @@ def window(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[Thi
 def caption(things: list[Thing], rng: np.random.Generator) -> str:
     if not things:
         return "an image"
-    parts = [f"{article(things[i].color)} {things[i].color} {things[i].category}" for i in rng.permutation(len(things))]
-    listing = parts[0] if len(parts) == 1 else f"{', '.join(parts[:-1])} and {parts[-1]}"
-    return CAPTION_FORMS[int(rng.integers(len(CAPTION_FORMS)))].replace("{}", listing)
+    words = listing(things, rng)
+    return CAPTION_FORMS[int(rng.integers(len(CAPTION_FORMS)))].replace("{}", words)
 
 
 class CLIPTrainer:

@@ -7,7 +7,6 @@ arXiv 2305.09828).
 
 from __future__ import annotations
 
-import re
 import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -18,8 +17,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
+from ...data.boxes import box_iou, parse_boxes
 from ...model.attention import NAME as SHARED_PREFIX
-from ..geometry import box_iou
 from ..scene import DIFFICULTIES, Difficulty, sample_scene
 from ..tokenizer import COORDINATES, build_tokenizer
 from .checkpoint import Progress, export, load_progress, save_progress
@@ -267,5 +266,5 @@ def symbolic_scores(budget: LMBudget, folder: Path | None, *, batches: int = 8) 
 
 def _same_box(truth: str, answer: str) -> bool:
     """Whether two boxes in text have an IoU of at least 0.5; no when the answer holds none."""
-    boxes = [[float(v) for v in re.findall(r"\d\.\d{3}", text)] for text in (truth, answer)]
-    return len(boxes[1]) == 4 and box_iou(boxes[0], boxes[1]) >= 0.5
+    (true,), said = parse_boxes(truth), parse_boxes(answer)
+    return len(said) == 1 and bool(box_iou(said[0][:1], [true[0]])[0] >= 0.5)

@@ -8,13 +8,16 @@ no encoder: a visual branch later has to learn the alignment, not the grammar.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from ...data.example import BOXES, Turn
-from ...data.templates import CONTENT, SYSTEM, TEMPLATES
+from ...data.boxes import PadSquare
+from ...data.dialogue import render
+from ...data.example import IMAGE, Example, Turn
+from ...data.templates import instruct
 from ..sayings import Saying, say
 from ..scene import SIDE, Scene
 
@@ -22,25 +25,26 @@ GRID = 8
 PATCH = SIDE // GRID
 
 
+SQUARE = PadSquare(SIDE, SIDE)
+SOMEWHERE = Path("scene")
+"""Stands for an image that is never drawn."""
+
+
 def prefix_ids(tokenizer: PreTrainedTokenizerFast) -> list[int]:
     """The ids that every question about an image shares, up to the newline after the image."""
-    text = f"{tokenizer.bos_token}{SYSTEM} USER: {'<image>' * GRID**2}\n"
-    return tokenizer.encode(text, add_special_tokens=False)
+    head, _, _ = parted(Turn("", ""), "caption", tokenizer, rng=None)
+    return tokenizer.encode(head.replace(IMAGE, IMAGE * GRID**2), add_special_tokens=False)
 
 
-def filled(text: str, groups: tuple) -> str:
-    """The text with its `<boxes>` slots written in Shikra's way; scenes are square, so no padding is involved."""
-    for group in groups:
-        coordinates = ";".join(",".join(f"{round(v / SIDE, 3):.3f}" for v in box) for box in group)
-        text = text.replace(BOXES, f"[{coordinates}]", 1)
-    return text
-
-
-def branch(turn: Turn, task: str, rng: np.random.Generator) -> tuple[str, str]:
-    """(question side, answer side) of a saying as dialogue text, its template drawn by `rng`."""
-    variants = TEMPLATES[task]
-    question = variants[int(rng.integers(len(variants)))].replace(CONTENT, filled(turn.question, turn.question_boxes))
-    return f"{question} ASSISTANT:", f" {filled(turn.answer, turn.answer_boxes)}</s>"
+def parted(
+    turn: Turn, task: str, tokenizer: PreTrainedTokenizerFast, *, rng: np.random.Generator | None
+) -> tuple[str, str, str]:
+    """The dialogue about a raw turn, as `data.dialogue` renders it, in three: up to the image's newline, the question up to
+    "ASSISTANT:", the answer. rng draws the template."""
+    example = instruct(Example("saying", task, SOMEWHERE, (turn,)), rng)
+    said = render(example, geometry=SQUARE, eos=str(tokenizer.eos_token), bos=str(tokenizer.bos_token))
+    (start, end), head = said.spans[0], said.text.index(IMAGE) + len(IMAGE) + 1
+    return said.text[:head], said.text[head:start], said.text[start:end]
 
 
 def coverage(scene: Scene) -> np.ndarray:
@@ -98,7 +102,7 @@ def symbol_batch(
             if saying is not None:
                 sayings.append(saying)
                 owners.append(s)
-    sides = [branch(saying.turn, saying.task, rng) for saying in sayings]
+    sides = [parted(saying.turn, saying.task, tokenizer, rng=rng)[1:] for saying in sayings]
     asked_ids = tokenizer([q for q, _ in sides], add_special_tokens=False)["input_ids"]
     answer_ids = tokenizer([a for _, a in sides], add_special_tokens=False)["input_ids"]
     length = max(len(q) + len(a) for q, a in zip(asked_ids, answer_ids, strict=True))
