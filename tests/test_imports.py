@@ -136,7 +136,7 @@ def test_a_forbidden_arrow_is_found(tmp_path, allowed, file, line):
         ("evaluate/tasks/rec.py", "from commvlm.data.boxes import PadSquare"),
         ("train/run.py", "from ..evaluate.run import predict"),
         ("app/chat.py", "from ..microworld.writer import write_world"),
-        ("cli.py", "from .app.chat import chat"),
+        ("cli/chat.py", "from ..app.chat import chat"),
         ("__init__.py", "from .model import CommConfig"),
     ],
 )
