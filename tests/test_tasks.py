@@ -239,8 +239,9 @@ def test_caption_score_of_tokens(rule):
 
 
 def test_every_task_names_its_rules():
-    assert list(TASKS) == ["rec", "reg", "pope", "vqa", "caption"]
-    assert set(CAPTION.rules) == set(REG.rules) == set(TOKENIZERS)
+    assert list(TASKS) == ["rec", "reg", "pope", "vqa", "caption", "mme"]
+    assert set(CAPTION.rules) == set(TOKENIZERS)
+    assert set(REG.rules) == {*TOKENIZERS, *(f"sentence-{name}" for name in TOKENIZERS)}
     for task in TASKS.values():
         with pytest.raises(ValueError, match=f"{task.name} has no rule 'lenient': choose one of"):
             task.score([record(task.name, 0, "yes")], rule="lenient")

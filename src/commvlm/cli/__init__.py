@@ -12,9 +12,14 @@ from .command import Parser
 from .evaluate import add_evaluate
 from .microworld import add_microworld
 from .model import add_build, add_inspect
+from .receipts import add_receipts, add_rescore
+from .score import add_score
 from .train import add_quickstart, add_train
 
-COMMANDS = (add_inspect, add_build, add_train, add_evaluate, add_chat, add_microworld, add_quickstart)
+COMMANDS = (
+    add_inspect, add_build, add_train, add_evaluate, add_score, add_rescore, add_receipts, add_chat, add_microworld,
+    add_quickstart,
+)  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:

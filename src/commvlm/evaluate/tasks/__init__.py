@@ -1,13 +1,14 @@
 """One small file per task: how it is asked, read and scored."""
 
 from .caption import CAPTION
+from .mme import MME
 from .pope import POPE
 from .rec import REC
 from .reg import REG
-from .task import Record, Score, Size, Task, unwrap
+from .task import Record, Score, Size, Task, as_it_is, unwrap
 from .vqa import VQA
 
-TASKS: dict[str, Task] = {task.name: task for task in (REC, REG, POPE, VQA, CAPTION)}
+TASKS: dict[str, Task] = {task.name: task for task in (REC, REG, POPE, VQA, CAPTION, MME)}
 
 
 def task_named(name: str) -> Task:
@@ -17,4 +18,19 @@ def task_named(name: str) -> Task:
     return TASKS[name]
 
 
-__all__ = ["CAPTION", "POPE", "REC", "REG", "TASKS", "VQA", "Record", "Score", "Size", "Task", "task_named", "unwrap"]
+__all__ = [
+    "CAPTION",
+    "MME",
+    "POPE",
+    "REC",
+    "REG",
+    "TASKS",
+    "VQA",
+    "Record",
+    "Score",
+    "Size",
+    "Task",
+    "as_it_is",
+    "task_named",
+    "unwrap",
+]

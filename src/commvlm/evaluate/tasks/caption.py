@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 from ..metrics import TOKENIZERS
-from .sentences import parse, score
+from .sentences import Item, items_of, parse, score
 from .task import Record, Task
 
 
-def image_of(record: Record) -> str:
-    return record.cluster
+def by_image(records: Sequence[Record]) -> list[Item]:
+    return items_of(records, lambda record: record.cluster)
 
 
 CAPTION = Task(
     name="caption",
     parse=parse,
-    rules={name: partial(score, task="caption", tokenizer=name, thing=image_of) for name in TOKENIZERS},
-)
+    rules={
+        name: partial(score, task="caption", rule=name, tokenizer=name, grouping=by_image) for name in TOKENIZERS
+    },
+)  # fmt: skip
