@@ -94,12 +94,7 @@ class Collator:
         -> input_ids, attention_mask (b, n) int64; pixel_values (examples with an image, P), absent without images.
         """
         images = _opened(examples)
-        rows = []
-        for example in examples:
-            geometry = _geometry(example, images)
-            ids = encode_prompt(example, self.tokenizer, image_tokens=self.image_tokens, geometry=geometry)
-            self._check_length(example, len(ids))
-            rows.append(ids)
+        rows = self.prompts(examples, _sizes(images))
         length = max(len(row) for row in rows)
         input_ids = np.full((len(rows), length), self._pad, dtype=np.int64)
         mask = np.zeros((len(rows), length), dtype=np.int64)
@@ -108,6 +103,16 @@ class Collator:
             mask[place, length - len(row) :] = 1
         batch = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)}
         return batch | self._pixels(examples, images)
+
+    def prompts(self, examples: Sequence[Example], sizes: Mapping[Path, tuple[int, int]]) -> list[np.ndarray]:
+        """ids (n,) int64 of every example's prompt. sizes: width and height of the examples' images, in pixels."""
+        rows = []
+        for example in examples:
+            geometry = _geometry(example, sizes)
+            ids = encode_prompt(example, self.tokenizer, image_tokens=self.image_tokens, geometry=geometry)
+            self._check_length(example, len(ids))
+            rows.append(ids)
+        return rows
 
     @property
     def _pad(self) -> int:
@@ -120,7 +125,7 @@ class Collator:
             examples,
             self.tokenizer,
             image_tokens=self.image_tokens,
-            geometries=[_geometry(example, images) for example in examples],
+            geometries=[_geometry(example, _sizes(images)) for example in examples],
         )
         for example, row in zip(examples, encoded, strict=True):
             self._check_length(example, len(row.ids))
@@ -174,11 +179,15 @@ def _opened(examples: Any) -> dict[Path, Image.Image]:
     return {path: open_image(path) for path in paths}
 
 
-def _geometry(example: Example, images: Mapping[Path, Image.Image]) -> PadSquare | None:
+def _sizes(images: Mapping[Path, Image.Image]) -> dict[Path, tuple[int, int]]:
+    return {path: image.size for path, image in images.items()}
+
+
+def _geometry(example: Example, sizes: Mapping[Path, tuple[int, int]]) -> PadSquare | None:
     """That of the image itself. Where the annotation says another size, its boxes would lie elsewhere: ValueError."""
     if example.image is None:
         return None
-    width, height = images[example.image].size
+    width, height = sizes[example.image]
     said = (example.facts.get("width", width), example.facts.get("height", height))
     if said != (width, height) and any(turn.question_boxes or turn.answer_boxes for turn in example.turns):
         raise ValueError(
