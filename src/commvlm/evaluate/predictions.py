@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -56,24 +56,33 @@ def read_predictions(path: Path | str) -> list[Record]:
         raise FileNotFoundError(f"{path} is not complete yet: go on with the run that writes {partial_path(path).name}")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of predictions at {path}: predict first")
-    records: list[Record] = []
-    lines: dict[tuple[str, str], int] = {}
-    for number, line in _lines(path):
+    return [record for record, _ in _read(path, path.read_bytes())]
+
+
+def read_unfinished(path: Path) -> list[tuple[Record, bytes]]:
+    """Records and their lines of a file that may be growing: its last line counts only with its line break.
+
+    Raises as `read_predictions`.
+    """
+    content = path.read_bytes()
+    return _read(path, content[: content.rfind(b"\n") + 1])
+
+
+def _read(path: Path, content: bytes) -> list[tuple[Record, bytes]]:
+    found: list[tuple[Record, bytes]] = []
+    places: dict[tuple[str, str], int] = {}
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
         try:
             record = _record(line)
         except ValueError as error:
             raise ValueError(f"{path} line {number}: {error}") from error
-        first = lines.setdefault((record.task, record.id), number)
+        first = places.setdefault((record.task, record.id), number)
         if first != number:
             raise ValueError(f"{path} line {number}: a second prediction for {record.name}, line {first} holds one")
-        records.append(record)
-    return records
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Line numbers from 1, and the lines that are not blank."""
-    with path.open("rb") as file:
-        yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+        found.append((record, line))
+    return found
 
 
 def _record(line: bytes) -> Record:
