@@ -75,6 +75,10 @@ class Answerer:
                     texts[place] = text
         return texts
 
+    def forget(self) -> None:
+        """Reads every image anew from here on."""
+        self._remembered.clear()
+
     @torch.inference_mode()
     def _answer(self, examples: Sequence[Example]) -> list[str]:
         autocast = torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
