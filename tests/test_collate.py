@@ -12,10 +12,11 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from commvlm.data.boxes import PadSquare
-from commvlm.data.collate import Collator, _pack, _packed_rows
+from commvlm.data.collate import Collator
 from commvlm.data.dialogue import CHAT_TEMPLATE, IGNORED, encode, encode_prompt, image_id_of
 from commvlm.data.example import Example, Turn
 from commvlm.data.mixture import Mixture, Source
+from commvlm.data.packing import pack, packed_rows
 from commvlm.data.templates import SYSTEM, instruct
 from commvlm.model.processing import CommImageProcessor
 
@@ -370,8 +371,8 @@ def test_packing_is_cheap_beside_tokenising(pictures):
     best = float("inf")
     for _ in range(20):
         began = time.perf_counter()
-        packed = [_pack(rows, image_id=image_id) for _ in range(8)]
-        batch = _packed_rows(packed, pad=0)
+        packed = [pack(rows, image_id=image_id) for _ in range(8)]
+        batch = packed_rows(packed, pad=0)
         best = min(best, time.perf_counter() - began)
     assert 300 < batch["input_ids"].shape[1] < 500
     assert best < 20e-3

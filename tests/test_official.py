@@ -272,7 +272,7 @@ def vqa_files(folder: Path) -> list[str | Path]:
         ([{"question_id": k, "answer": "red"} for k in (1, 2, 3)], "question_id 3 is not in a.json"),
         ([{"question_id": k, "answer": 3} for k in (1, 2)], "has answer 3, it must be a text"),
         ({"answers": 1}, "has no question_id"),
-        ([], "must be a JSON list of objects that is not empty"),
+        ([], "r.json: is [], it must be a JSON list that is not empty"),
     ],
 )
 def test_faults_of_vqa_results(refused, tmp_path, rows, said):

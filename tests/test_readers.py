@@ -11,7 +11,7 @@ from PIL import Image, ImageFile
 
 from commvlm.data import images as images_module
 from commvlm.data.images import open_image
-from commvlm.data.readers import READERS, read
+from commvlm.data.readers import read
 
 SAMPLES = Path(__file__).resolve().parents[1].parent / "shared" / "samples"
 samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason="the reference samples are not beside the project")
@@ -410,7 +410,7 @@ FILES = {
 }
 
 
-@pytest.mark.parametrize("format", READERS)
+@pytest.mark.parametrize("format", FILES)
 def test_files_that_cannot_be_read(format, write, tmp_path):
     """Missing, empty, binary: every format says the same."""
     for name, content, match in (
@@ -433,7 +433,7 @@ def test_files_that_cannot_be_read(format, write, tmp_path):
 def test_names_that_nearly_fit(tmp_path):
     with pytest.raises(ValueError, match="did you mean 'coco-captions'"):
         read("coco-caption", images=tmp_path)
-    with pytest.raises(ValueError, match="no format 'zzz'; formats: refer-jsonl"):
+    with pytest.raises(ValueError, match="no format 'zzz'; formats: refer, refer-jsonl"):
         read("zzz", images=tmp_path)
     with pytest.raises(ValueError, match=r"pope takes no 'question' \(did you mean 'questions'\?\)"):
         read("pope", images=tmp_path, question="x")

@@ -55,6 +55,7 @@ class Answerer:
             GreyImages(shown) if images == "grey" else shown,
             self.model.config.num_image_tokens,
             max_length=_room(self.model, max_new_tokens),
+            geometry=shown.geometry,
         )
         pad: Any = self.processor.tokenizer.pad_token_id
         self.decoder = Decoder(self.model, max_new_tokens=max_new_tokens, pad=0 if pad is None else int(pad))
@@ -83,7 +84,7 @@ class Answerer:
     def _answer(self, examples: Sequence[Example]) -> list[str]:
         autocast = torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
         images = {path: open_image(path) for path in dict.fromkeys(e.image for e in examples if e.image is not None)}
-        rows = self.collator.prompts(examples, {path: image.size for path, image in images.items()})
+        rows = self.collator.prompts(examples, images)
         with autocast:
             tokens = self._visual_tokens(images)
             prompts = [

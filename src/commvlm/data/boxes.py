@@ -1,71 +1,139 @@
-"""Boxes between pixels of the original image and Shikra's text: pad to a square, [0, 1], three decimals, and back."""
+"""Boxes and points between pixels of the original image and text, there and back, and their overlap.
+
+A codec says which numbers stand in the text. shikra3: [0, 1] of the view with three decimals, Shikra's and COMM's. 0-999,
+0-1000: the same as whole numbers (Qwen-VL's and InternVL's). pixels: whole pixels of the original image, whatever the view.
+A group is `[x1,y1,x2,y2;...]`, of points `[x,y;...]`.
+"""
 
 from __future__ import annotations
 
-import math
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from .example import Box
+from .example import Box, Point
+from .geometry import PadSquare, View
 
 DECIMALS = 3
-"""One quantum of the text is 10**-3 of the padded square's side."""
-
-_NUMBER = r"(?:0(?:\.[0-9]*)?|1(?:\.0*)?)"
-_BOX = rf"{_NUMBER}(?:\s*,\s*{_NUMBER}){{3}}"
-_GROUP = re.compile(rf"\[\s*({_BOX}(?:\s*;\s*{_BOX})*)\s*\]")
+"""One quantum of Shikra's text is 10**-3 of the view's side."""
 
 
 @dataclass(frozen=True)
-class PadSquare:
-    """An image of width x height pixels in the middle of a square as wide as its longer side.
+class Codec:
+    """name; top: the number that the far edge of the view becomes, None for pixels of the image; decimals: of a number."""
 
-    The shorter side is padded by (long - short) // 2 in front and by the rest behind, as Shikra's `Expand2square` does;
-    an odd difference therefore sits half a pixel off the middle.
+    name: str
+    top: int | None
+    decimals: int
+
+    def quantum(self, view: View) -> tuple[float, float]:
+        """Pixels of the image between two neighbouring numbers, in x and in y: rounding moves by at most half of it."""
+        step = 10.0**-self.decimals
+        width, height = (1.0, 1.0) if self.top is None else (side / self.top for side in view.size)
+        return step * width, step * height
+
+    def written(self, values: tuple[float, ...], view: View) -> str:
+        """x, y, x, y, ... in pixels -> the text's numbers. Raises ValueError for values that are not finite."""
+        numbers: list[float] = []
+        for point in zip(values[::2], values[1::2], strict=True):
+            shown = view.forward_point(point)
+            if self.top is None:
+                shown = min(max(point[0], 0.0), view.width), min(max(point[1], 0.0), view.height)
+            numbers += [value * (self.top or 1) for value in shown]
+        return ",".join(f"{round(number, self.decimals):.{self.decimals}f}" for number in numbers)
+
+    def read(self, text: str) -> tuple[float, ...] | None:
+        """The numbers between commas, in [0, 1] of the view (or pixels); None where one is too large."""
+        numbers = tuple(float(number) for number in text.split(","))
+        if self.top is None:
+            return numbers
+        return None if max(numbers) > self.top else tuple(number / self.top for number in numbers)
+
+    def in_pixels(self, values: tuple[float, ...], view: View) -> tuple[float, ...]:
+        """What `read` gives, in pixels of the image and clipped to it."""
+        points = zip(values[::2], values[1::2], strict=True)
+        if self.top is None:
+            return tuple(v for x, y in points for v in (min(x, float(view.width)), min(y, float(view.height))))
+        return tuple(value for point in points for value in view.inverse_point(point))
+
+    def groups(self, text: str, length: int) -> list[tuple[tuple[float, ...], ...]]:
+        """Every bracket that holds groups of `length` numbers, `read`."""
+        found = []
+        for match in _PATTERNS[self.top == 1, length].finditer(text):
+            values = [self.read(one) for one in match.group(1).split(";")]
+            if all(value is not None for value in values):
+                found.append(tuple(values))
+        return found
+
+
+SHIKRA3 = Codec("shikra3", 1, DECIMALS)
+CODECS = {
+    codec.name: codec for codec in (SHIKRA3, Codec("0-999", 999, 0), Codec("0-1000", 1000, 0), Codec("pixels", None, 0))
+}
+
+
+def _pattern(number: str, length: int) -> re.Pattern[str]:
+    one = rf"{number}(?:\s*,\s*{number}){{{length - 1}}}"
+    return re.compile(rf"\[\s*({one}(?:\s*;\s*{one})*)\s*\]")
+
+
+_NUMBERS = {True: r"(?:0(?:\.[0-9]*)?|1(?:\.0*)?)", False: r"(?:0|[1-9][0-9]{0,5})(?:\.[0-9]*)?"}
+_PATTERNS = {(unit, length): _pattern(number, length) for unit, number in _NUMBERS.items() for length in (2, 4)}
+
+
+def codec_of(name: str) -> Codec:
+    """A codec by its name; ValueError names all."""
+    if name not in CODECS:
+        raise ValueError(f"there is no box text {name!r}; codecs: {', '.join(CODECS)}")
+    return CODECS[name]
+
+
+def format_boxes(boxes: Iterable[Box], geometry: View, codec: Codec = SHIKRA3) -> str:
+    """One group of boxes in pixels -> `[x1,y1,x2,y2;...]`, no spaces.
+
+    Raises ValueError for an empty group, which has no text, and for a box that is not finite.
     """
+    return _formatted(boxes, geometry, codec, "boxes")
 
-    width: int
-    height: int
 
-    def __post_init__(self) -> None:
-        if self.width < 1 or self.height < 1:
-            raise ValueError(f"an image of {self.width} x {self.height} pixels has no geometry: both must be >= 1")
+def format_points(points: Iterable[Point], geometry: View, codec: Codec = SHIKRA3) -> str:
+    """One group of points in pixels -> `[x,y;...]`, as `format_boxes`."""
+    return _formatted(points, geometry, codec, "points")
 
-    @property
-    def side(self) -> int:
-        return max(self.width, self.height)
 
-    @property
-    def offset(self) -> tuple[int, int]:
-        """Pixels of padding left of and above the image."""
-        return (self.side - self.width) // 2, (self.side - self.height) // 2
+def _formatted(group: Iterable[tuple[float, ...]], view: View, codec: Codec, what: str) -> str:
+    texts = [codec.written(tuple(values), view) for values in group]
+    if not texts:
+        raise ValueError(f"a group of {what} is empty: a <{what}> slot takes at least one")
+    return f"[{';'.join(texts)}]"
 
-    def forward(self, box: Box) -> Box:
-        """Pixels of the image -> [0, 1] of the square. What lies beyond the square is clamped to it, so a box that
-        leaves the image may reach into the padding (Shikra's behaviour). Raises ValueError for nan and infinity."""
-        if not all(math.isfinite(value) for value in box):
-            raise ValueError(f"box {tuple(box)} is not finite: give x1, y1, x2, y2 in pixels")
-        dx, dy = self.offset
-        x1, y1, x2, y2 = box
-        return self._clamped(x1 + dx), self._clamped(y1 + dy), self._clamped(x2 + dx), self._clamped(y2 + dy)
 
-    def inverse(self, box: Box) -> Box:
-        """[0, 1] of the square -> pixels of the image, clipped to the image."""
-        dx, dy = self.offset
-        x1, y1, x2, y2 = (value * self.side for value in box)
-        return (
-            min(max(x1 - dx, 0.0), float(self.width)),
-            min(max(y1 - dy, 0.0), float(self.height)),
-            min(max(x2 - dx, 0.0), float(self.width)),
-            min(max(y2 - dy, 0.0), float(self.height)),
-        )
+def parse_boxes(text: str, codec: Codec = SHIKRA3) -> list[tuple[Box, ...]]:
+    """Every `[x1,y1,x2,y2;...]` of a text as a group of boxes in [0, 1] of the view, in order; none gives an empty list.
 
-    def _clamped(self, pixels: float) -> float:
-        return min(max(pixels / self.side, 0.0), 1.0)
+    All that `format_boxes` writes is read back, and spaces around the numbers are forgiven. Brackets with another
+    number of values, or with a value that the codec cannot write, are no boxes. Nothing is repaired: swapped corners stay
+    so. With codec "pixels" they are pixels of the image.
+    """
+    return codec.groups(text, 4)  # type: ignore[return-value]
+
+
+def parse_points(text: str, codec: Codec = SHIKRA3) -> list[tuple[Point, ...]]:
+    """Every `[x,y;...]` of a text, as `parse_boxes`."""
+    return codec.groups(text, 2)  # type: ignore[return-value]
+
+
+def boxes_in_pixels(text: str, geometry: View, codec: Codec = SHIKRA3) -> list[tuple[Box, ...]]:
+    """`parse_boxes`, with every box in pixels of the original image and clipped to it."""
+    return [tuple(codec.in_pixels(box, geometry) for box in group) for group in codec.groups(text, 4)]  # type: ignore[misc]
+
+
+def points_in_pixels(text: str, geometry: View, codec: Codec = SHIKRA3) -> list[tuple[Point, ...]]:
+    """`parse_points`, in pixels of the original image and clipped to it."""
+    return [tuple(codec.in_pixels(p, geometry) for p in group) for group in codec.groups(text, 2)]  # type: ignore[misc]
 
 
 def box_iou(boxes: ArrayLike, others: ArrayLike) -> np.ndarray:
@@ -88,31 +156,7 @@ def _area(low: np.ndarray, high: np.ndarray) -> np.ndarray:
     return np.clip(high - low, 0.0, None).prod(axis=1)
 
 
-def format_boxes(boxes: Iterable[Box], geometry: PadSquare) -> str:
-    """One group of boxes in pixels -> `[x1,y1,x2,y2;...]` of the padded square, three decimals, no spaces.
-
-    Raises ValueError for an empty group, which has no text, and for a box that is not finite.
-    """
-    texts = [",".join(f"{round(value, DECIMALS):.{DECIMALS}f}" for value in geometry.forward(box)) for box in boxes]
-    if not texts:
-        raise ValueError("a group of boxes is empty: a <boxes> slot takes at least one box")
-    return f"[{';'.join(texts)}]"
-
-
-def parse_boxes(text: str) -> list[tuple[Box, ...]]:
-    """Every `[x1,y1,x2,y2;...]` of a text as a group of normalised boxes, in order; none gives an empty list.
-
-    All that `format_boxes` writes is read back, and spaces around the numbers are forgiven. Brackets with another
-    number of values, or with a value outside [0, 1], are no boxes. Nothing is repaired: swapped corners stay so.
-    """
-    return [tuple(_quadruple(box.split(",")) for box in match.group(1).split(";")) for match in _GROUP.finditer(text)]
-
-
-def boxes_in_pixels(text: str, geometry: PadSquare) -> list[tuple[Box, ...]]:
-    """`parse_boxes`, with every box in pixels of the original image and clipped to it."""
-    return [tuple(geometry.inverse(box) for box in group) for group in parse_boxes(text)]
-
-
-def _quadruple(numbers: Sequence[str]) -> Box:
-    x1, y1, x2, y2 = (float(number) for number in numbers)
-    return x1, y1, x2, y2
+__all__ = [
+    "CODECS", "DECIMALS", "SHIKRA3", "Codec", "PadSquare", "View", "box_iou", "boxes_in_pixels", "codec_of", "format_boxes",
+    "format_points", "parse_boxes", "parse_points", "points_in_pixels",
+]  # fmt: skip

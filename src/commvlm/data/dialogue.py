@@ -7,19 +7,22 @@ Where an answer begins and ends is written down while the text is put together, 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .boxes import PadSquare, format_boxes
-from .example import BOXES, IMAGE, Box, Example, Turn
+from .boxes import SHIKRA3, Codec, format_boxes, format_points
+from .example import BOXES, IMAGE, POINTS, Example, Turn
+from .geometry import View
 from .templates import SYSTEM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_SLOT = re.compile(f"({re.escape(BOXES)}|{re.escape(POINTS)})")
 IGNORED = -100
 """Label of a token that is not supervised (the library's loss skips it)."""
 
@@ -64,14 +67,17 @@ class Encoded:
     labels: np.ndarray
 
 
-def render(example: Example, *, geometry: PadSquare | None, eos: str = "</s>", bos: str = "") -> Rendered:
-    """The whole dialogue, `<boxes>` slots filled. geometry: that of the example's image, None without an image.
+def render(
+    example: Example, *, geometry: View | None, codec: Codec = SHIKRA3, eos: str = "</s>", bos: str = ""
+) -> Rendered:
+    """The whole dialogue, its slots filled. geometry: what is shown of the example's image, None without one. codec: how
+    boxes and points are written.
 
     Raises ValueError with the example's id when it has no turns, when its `<image>` slot is missing, doubled, or not in
     the first question, and for boxes without a geometry.
     """
     text, spans = f"{bos}{SYSTEM} ", []
-    for question, answer in _filled(example, geometry):
+    for question, answer in _filled(example, geometry, codec):
         text += f"USER: {question} ASSISTANT:"
         spans.append((len(text), len(text) + 1 + len(answer) + len(eos)))
         text += f" {answer}{eos}"
@@ -79,10 +85,15 @@ def render(example: Example, *, geometry: PadSquare | None, eos: str = "</s>", b
 
 
 def encode(
-    example: Example, tokenizer: PreTrainedTokenizerBase, *, image_tokens: int, geometry: PadSquare | None
+    example: Example,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    image_tokens: int,
+    geometry: View | None,
+    codec: Codec = SHIKRA3,
 ) -> Encoded:
     """The whole dialogue for training. image_tokens: how many `<image>` ids the slot becomes. See `encode_all`."""
-    return encode_all([example], tokenizer, image_tokens=image_tokens, geometries=[geometry])[0]
+    return encode_all([example], tokenizer, image_tokens=image_tokens, geometries=[geometry], codec=codec)[0]
 
 
 def encode_all(
@@ -90,7 +101,8 @@ def encode_all(
     tokenizer: PreTrainedTokenizerBase,
     *,
     image_tokens: int,
-    geometries: Sequence[PadSquare | None],
+    geometries: Sequence[View | None],
+    codec: Codec = SHIKRA3,
 ) -> list[Encoded]:
     """Every example tokenised once, all in one call. Exactly the tokens of " {answer}{eos}" are supervised.
 
@@ -100,7 +112,7 @@ def encode_all(
     dialogues = []
     for example, geometry in zip(examples, geometries, strict=True):
         _check_literals(example, tokenizer)
-        dialogues.append(render(example, geometry=geometry, eos=eos, bos=bos))
+        dialogues.append(render(example, geometry=geometry, codec=codec, eos=eos, bos=bos))
     ids, offsets = _tokenised([dialogue.text for dialogue in dialogues], tokenizer)
     image_id = image_id_of(tokenizer) if any(example.image is not None for example in examples) else None
     encoded = []
@@ -112,43 +124,53 @@ def encode_all(
 
 
 def encode_prompt(
-    example: Example, tokenizer: PreTrainedTokenizerBase, *, image_tokens: int, geometry: PadSquare | None
+    example: Example,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    image_tokens: int,
+    geometry: View | None,
+    codec: Codec = SHIKRA3,
 ) -> np.ndarray:
     """ids (n,) of the dialogue up to its last "ASSISTANT:", without that answer: what generation continues."""
     eos, bos = _marks(tokenizer)
     _check_literals(example, tokenizer)
-    dialogue = render(example, geometry=geometry, eos=eos, bos=bos)
+    dialogue = render(example, geometry=geometry, codec=codec, eos=eos, bos=bos)
     ids, _ = _tokenised([dialogue.text[: dialogue.spans[-1][0]]], tokenizer)
     image_id = None if example.image is None else image_id_of(tokenizer)
     return np.repeat(ids[0], _repeats(ids[0], image_id, image_tokens))
 
 
-def _filled(example: Example, geometry: PadSquare | None) -> list[tuple[str, str]]:
+def _filled(example: Example, geometry: View | None, codec: Codec) -> list[tuple[str, str]]:
     if not example.turns:
         raise ValueError(f"example {example.id}: has no turns, so there is nothing to ask and nothing to supervise")
     _check_slots(example)
     return [
         (
-            _with_boxes(example, turn.question, turn.question_boxes, geometry),
-            _with_boxes(example, turn.answer, turn.answer_boxes, geometry),
+            _with_places(example, turn.question, (turn.question_boxes, turn.question_points), geometry, codec),
+            _with_places(example, turn.answer, (turn.answer_boxes, turn.answer_points), geometry, codec),
         )
         for turn in example.turns
     ]
 
 
-def _with_boxes(example: Example, text: str, groups: tuple[tuple[Box, ...], ...], geometry: PadSquare | None) -> str:
-    pieces = text.split(BOXES)
-    if len(pieces) != len(groups) + 1:
-        raise ValueError(f"example {example.id}: {len(pieces) - 1} {BOXES} slots for {len(groups)} groups: {text!r}")
-    if not groups:
+def _with_places(
+    example: Example, text: str, places: tuple[Sequence[Any], Sequence[Any]], geometry: View | None, codec: Codec
+) -> str:
+    """The text with its k-th slot of boxes, or points, as the k-th group of them."""
+    boxes, points = places
+    if not boxes and not points:
         return text
     if geometry is None:
         raise ValueError(f"example {example.id}: has boxes but no image, so they have no place; give it its image")
+    left = {BOXES: iter(boxes), POINTS: iter(points)}
+    write = {BOXES: format_boxes, POINTS: format_points}
     try:
-        filled = [format_boxes(group, geometry) for group in groups]
+        pieces = [
+            write[piece](next(left[piece]), geometry, codec) if piece in write else piece for piece in _SLOT.split(text)
+        ]
     except ValueError as error:
         raise ValueError(f"example {example.id}: {error}") from error
-    return pieces[0] + "".join(boxes + piece for boxes, piece in zip(filled, pieces[1:], strict=True))
+    return "".join(pieces)
 
 
 def _check_slots(example: Example) -> None:

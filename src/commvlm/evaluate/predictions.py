@@ -100,7 +100,7 @@ def _record(line: bytes) -> Record:
     wrong = next((name for name in _TEXTS if not isinstance(values[name], str)), None)
     if wrong:
         raise ValueError(f"{wrong} must be a text, it is {values[wrong]!r}")
-    size = _size(values)
+    size, facts = _size(values), _facts(values["facts"])
     return Record(
         id=values["id"],
         task=values["task"],
@@ -109,12 +109,12 @@ def _record(line: bytes) -> Record:
         height=None if size is None else size[1],
         question=values["question"],
         text=values["text"],
-        parsed=task_named(values["task"]).parse(values["text"], size),
+        parsed=task_named(values["task"]).parse(values["text"], size, facts),
         answer=values["answer"],
         boxes=_boxes(values["boxes"], "boxes"),
         asked_boxes=_boxes(values["asked_boxes"], "asked_boxes"),
         references=_references(values["references"]),
-        facts=_facts(values["facts"]),
+        facts=facts,
     )
 
 

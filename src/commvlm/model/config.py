@@ -14,7 +14,7 @@ from .merge import ALIGNS, FUSES, MERGES, PROJECTS
 from .names import choice, nearest, settle
 
 BRANCH_FIELDS = ("name", "depth", "layers", "merge", "align", "image_size", "mean", "std", "final_norm")
-GEOMETRIES = ("pad-square",)
+GEOMETRIES = ("pad-square", "stretch", "center-crop")
 
 
 class CommVisionConfig(PreTrainedConfig):

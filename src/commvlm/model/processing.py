@@ -1,7 +1,7 @@
 """From pictures and text to the model's inputs, with Pillow and NumPy alone.
 
-One picture is padded to a square, resized once per distinct size, and normalised for each encoder with its own mean and
-standard deviation.
+What is shown of a picture (padded to a square, by default) is resized once per distinct size, and normalised for each
+encoder with its own mean and standard deviation.
 """
 
 from __future__ import annotations
@@ -95,11 +95,19 @@ def pad_square(image: Image.Image, *, background: tuple[int, int, int]) -> Image
     return square
 
 
+def center_crop(image: Image.Image) -> Image.Image:
+    """The square in the picture's middle, as wide as its shorter side."""
+    side = min(image.size)
+    left, top = (image.width - side) // 2, (image.height - side) // 2
+    return image if image.size == (side, side) else image.crop((left, top, left + side, top + side))
+
+
 class CommImageProcessor(BaseImageProcessor):
     """Pictures -> pixel_values (images, P).
 
     encoders: in the model's order, {"name", "size", "mean", "std"}; size in pixels, mean and std of RGB in [0, 1].
-    geometry: "pad-square". pad_color: RGB, 0 to 255.
+    geometry: what is shown of a picture: "pad-square", "stretch" (all of it, each side scaled on its own) or "center-crop".
+    pad_color: RGB, 0 to 255, of the padding and behind transparent parts.
     """
 
     model_input_names = ["pixel_values"]  # noqa: RUF012
@@ -124,23 +132,26 @@ class CommImageProcessor(BaseImageProcessor):
             return open_image(image_url_or_urls)
         return image_url_or_urls
 
-    def square(self, image: Image.Image | np.ndarray | str | Path) -> Image.Image:
-        """One picture as the square RGB picture that every encoder's pixels are resized from."""
+    def shown(self, image: Image.Image | np.ndarray | str | Path) -> Image.Image:
+        """What is shown of one picture, in RGB: all encoders' pixels are resized from it."""
         red, green, blue = self.pad_color
         background = (red, green, blue)
         picture = _as_picture(self.fetch_images(image))
         check_size(picture.size, name="given")
-        return pad_square(to_rgb(picture, background=background), background=background)
+        picture = to_rgb(picture, background=background)
+        if self.geometry == "stretch":
+            return picture
+        return center_crop(picture) if self.geometry == "center-crop" else pad_square(picture, background=background)
 
     def row(self, image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
         """One picture as (P,) float32: each encoder's normalised 3 x S x S pixels, flattened, one after another."""
-        square = self.square(image)
+        shown = self.shown(image)
         resized: dict[int, np.ndarray] = {}
         pieces = []
         for encoder in self.encoders:
             size = encoder["size"]
             if size not in resized:
-                small = square if square.width == size else square.resize((size, size), Image.Resampling.BICUBIC)
+                small = shown if shown.size == (size, size) else shown.resize((size, size), Image.Resampling.BICUBIC)
                 resized[size] = np.asarray(small, dtype=np.float32) / 255
             mean, std = (np.asarray(encoder[key], dtype=np.float32) for key in ("mean", "std"))
             pieces.append(((resized[size] - mean) / std).transpose(2, 0, 1).ravel())

@@ -3,47 +3,141 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from difflib import get_close_matches
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..example import Example
 from .captions import read_coco_captions
+from .entities import read_entities
+from .entry import EntryError, Read
+from .genome import read_genome
+from .karpathy import read_karpathy
 from .llava import read_llava
+from .mme import read_mme
+from .pointqa import read_pointqa_local, read_pointqa_twice
 from .pope import read_pope
 from .refer import read_refer
+from .refs import read_refs
+from .shikra import (
+    read_shikra_caption,
+    read_shikra_rd,
+    read_shikra_spotting,
+    read_shikra_vqa,
+    read_shikra_vqa_e,
+    read_shikra_vqa_x,
+)  # fmt: skip
+from .shikra_places import read_shikra_pointqa_local, read_shikra_pointqa_twice, read_shikra_v7w
+from .vcr import read_vcr
+from .visual7w import read_visual7w
 from .vqa import read_vqa
 
-READERS: dict[str, Callable[..., list[Example]]] = {
+READERS: dict[str, Callable[..., Read]] = {
+    "refer": read_refs,
     "refer-jsonl": read_refer,
+    "visual-genome": read_genome,
+    "visual7w": read_visual7w,
+    "pointqa-local": read_pointqa_local,
+    "pointqa-twice": read_pointqa_twice,
+    "flickr30k-entities": read_entities,
     "coco-captions": read_coco_captions,
+    "karpathy": read_karpathy,
     "vqa": read_vqa,
+    "ok-vqa": read_vqa,
+    "vcr": read_vcr,
     "pope": read_pope,
+    "mme": read_mme,
     "llava": read_llava,
+    "shikra-caption": read_shikra_caption,
+    "shikra-spotting": read_shikra_spotting,
+    "shikra-rd": read_shikra_rd,
+    "shikra-vqa": read_shikra_vqa,
+    "shikra-vqa-e": read_shikra_vqa_e,
+    "shikra-vqa-x": read_shikra_vqa_x,
+    "shikra-pointqa-local": read_shikra_pointqa_local,
+    "shikra-pointqa-twice": read_shikra_pointqa_twice,
+    "shikra-v7w": read_shikra_v7w,
 }
 
-_FILES = ("annotations", "questions", "conversations")
+SHOWN = 3
+"""Places kept of every kind of fault."""
 
 
-def read(format: str, *, images: Path | str, **files: Any) -> list[Example]:
+@dataclass
+class Faults:
+    """What was skipped: how often, and where first. kinds: what is wrong, without the entry's own values."""
+
+    count: int = 0
+    kinds: Counter[str] = field(default_factory=Counter)
+    places: dict[str, list[str]] = field(default_factory=dict)
+
+    def add(self, error: EntryError) -> None:
+        kind = " ".join(error.what.split()[:3])
+        self.count += 1
+        self.kinds[kind] += 1
+        if len(found := self.places.setdefault(kind, [])) < SHOWN:
+            found.append(str(error))
+
+
+def read(format: str, *, images: Path | str, faults: Faults | None = None, **files: Any) -> list[Example]:
     """The raw examples of a format's files. files: what the format's reader takes, its files and its choices.
 
+    faults: entries that make no example are skipped and counted there; None refuses them, the first raises ValueError.
     Raises ValueError for an unknown format or argument, naming the nearest one, for a missing argument, and for what
     the files get wrong, naming the file and the place. Ids are unique within what is returned.
     """
+    return list(stream(format, images=images, faults=faults, **files))
+
+
+def stream(format: str, *, images: Path | str, faults: Faults | None = None, **files: Any) -> Iterator[Example]:
+    """The same, one by one: lines and long lists are never whole in memory."""
+    arguments = _checked(format, files)
+    return _usable(format, READERS[format](images=Path(images), **arguments), faults)
+
+
+def _usable(format: str, found: Read, faults: Faults | None) -> Iterator[Example]:
+    """The examples, each id once; what is wrong is raised, or counted."""
+    seen: set[str] = set()
+    for item in found:
+        if isinstance(item, Example) and item.id in seen:
+            item = EntryError(f"{format}:", f"has the id {item.id!r} a second time")
+        if isinstance(item, Example):
+            seen.add(item.id)
+            yield item
+        elif faults is None:
+            raise item
+        else:
+            faults.add(item)
+
+
+def _checked(format: str, files: dict[str, Any]) -> dict[str, Any]:
     if format not in READERS:
         raise ValueError(f"there is no format {format!r}{_nearest(format, READERS)}; formats: {', '.join(READERS)}")
-    reader = READERS[format]
-    parameters = {name: p for name, p in inspect.signature(reader).parameters.items() if name != "images"}
+    parameters = arguments_of(format)
     for name in files:
         if name not in parameters:
             raise ValueError(f"{format} takes no {name!r}{_nearest(name, parameters)}, only {', '.join(parameters)}")
     for name, parameter in parameters.items():
         if parameter.default is parameter.empty and name not in files:
-            raise ValueError(f"{format} needs {name}: give its file")
-    given = {name: Path(value) if name in _FILES else value for name, value in files.items()}
-    return reader(images=Path(images), **given)
+            what = "give its file" if is_file(parameter) else f"one of {parameter.annotation}"
+            raise ValueError(f"{format} needs {name}: {what}")
+    return {name: Path(v) if is_file(parameters[name]) and v is not None else v for name, v in files.items()}
+
+
+@cache
+def arguments_of(format: str) -> dict[str, inspect.Parameter]:
+    """A format's files and choices, by name."""
+    signature = inspect.signature(READERS[format], eval_str=True)
+    return {name: parameter for name, parameter in signature.parameters.items() if name != "images"}
+
+
+def is_file(parameter: inspect.Parameter) -> bool:
+    """Whether an argument names a file or folder."""
+    return parameter.annotation in (Path, Path | None)
 
 
 def _nearest(name: str, known: Any) -> str:
@@ -51,4 +145,4 @@ def _nearest(name: str, known: Any) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-__all__ = ["READERS", "read", "read_coco_captions", "read_llava", "read_pope", "read_refer", "read_vqa"]
+__all__ = ["READERS", "EntryError", "Faults", "arguments_of", "is_file", "read", "stream"]

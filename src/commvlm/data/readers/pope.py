@@ -8,28 +8,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from ..example import BOXES, Example, Turn
-from .files import Entry, image_folder, read_lines
+from ..example import Example, Turn
+from .entry import Entry, Read, made
+from .files import image_folder, read_lines
 
 
-def read_pope(*, images: Path, questions: Path, set_name: str | None = None) -> list[Example]:
-    """One example a line. set_name: random, popular or adversarial, kept as facts["set"], by which POPE is scored.
-
-    Raises ValueError naming the file and the line.
-    """
+def read_pope(*, images: Path, questions: Path, set_name: str | None = None) -> Read:
+    """One example a line. set_name: random, popular or adversarial, kept as facts["set"], by which POPE is scored."""
     folder = image_folder(images)
-    return [_example(entry, f"{questions.stem}:{number}", folder, set_name) for number, entry in read_lines(questions)]
+    yield from made(read_lines(questions), lambda entry: _example(entry, folder, set_name))
 
 
-def _example(entry: Entry, id: str, folder: Path, set_name: str | None) -> Example:
-    text, label = entry.text("text"), entry.text("label").strip().lower()
+def _example(entry: Entry, folder: Path, set_name: str | None) -> Example:
+    text, label = entry.plain("text"), entry.text("label").strip().lower()
     if label not in ("yes", "no"):
         raise entry.error(f"has label {label!r}, it must be yes or no")
-    if BOXES in text:
-        raise entry.error(f"has {BOXES} in its text, which is reserved")
     facts: dict[str, str | int | float] = {"question_id": entry.key("question_id")}
     if set_name is not None:
         facts["set"] = set_name
     # The generator's slip reached the field's name too in copies of the old files.
     name = entry.text("imange" if entry.has("imange") and not entry.has("image") else "image")
-    return Example(id, "pope", entry.image(folder, name), (Turn(text, label),), references=(label,), facts=facts)
+    return Example(entry.id, "pope", entry.image(folder, name), (Turn(text, label),), references=(label,), facts=facts)

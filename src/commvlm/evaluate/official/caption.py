@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from commvlm.data.readers.files import Entry, read_object
+from commvlm.data.readers.entry import Entry
+from commvlm.data.readers.files import read_object
 
 from ..tasks import CAPTION, Record
 from .result import Official, by_id, check_same_ids, rows
@@ -52,5 +53,5 @@ def _caption(entry: Entry) -> str:
 def _record(key: str, references: list[str], text: str) -> Record:
     return Record(
         id=key, task="caption", image=key, width=None, height=None, question="", text=text,
-        parsed=CAPTION.parse(text, None), answer=references[0], references=tuple(references),
+        parsed=CAPTION.parse(text, None, {}), answer=references[0], references=tuple(references),
     )  # fmt: skip

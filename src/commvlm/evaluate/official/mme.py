@@ -69,5 +69,5 @@ def _row(line: str, where: str) -> tuple[str, str, str, str]:
 def _record(key: str, subtask: str, image: str, question: str, label: str, text: str) -> Record:
     return Record(
         id=key, task="mme", image=f"{subtask}/{image}", width=None, height=None, question=question, text=text,
-        parsed=MME.parse(text, None), answer=label, facts={"subtask": subtask},
+        parsed=MME.parse(text, None, {}), answer=label, facts={"subtask": subtask},
     )  # fmt: skip

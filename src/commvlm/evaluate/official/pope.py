@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from pathlib import Path
 
-from commvlm.data.readers.files import Entry
+from commvlm.data.readers.entry import Entry
 
 from ..metrics import pope_scores
 from ..tasks import POPE, Record, as_it_is
@@ -49,5 +49,5 @@ def _answer(entry: Entry) -> str:
 def _record(key: str, image: str, question: str, label: str, text: str) -> Record:
     return Record(
         id=key, task="pope", image=image, width=None, height=None, question=question, text=text,
-        parsed=POPE.parse(text, None), answer=label,
+        parsed=POPE.parse(text, None, {}), answer=label,
     )  # fmt: skip

@@ -17,10 +17,11 @@ from pathlib import Path
 import numpy as np
 
 from commvlm.data.example import Box
-from commvlm.data.readers.files import Entry, read_json
+from commvlm.data.readers.entry import Entry
+from commvlm.data.readers.files import read_json
 
 from ..tasks import REC, REG, Record
-from ..tasks.rec import BOXES_AS, PIXELS
+from ..tasks.rec import BOX_CODEC
 from .caption import sentence_figures
 from .result import Official, by_id, check_same_ids, listed, rows
 
@@ -121,13 +122,13 @@ def _rec_record(key: str, entry: Entry, text: str, pixels: bool) -> Record:
     return Record(
         id=key, task="rec", image=entry.text("img_path"), width=size[0], height=size[1],
         question=entry.text("expression"), text=text, parsed=None, answer="", boxes=(_box(entry, "bbox"),),
-        facts={BOXES_AS: PIXELS} if pixels else {},
+        facts={BOX_CODEC: "pixels"} if pixels else {},
     )  # fmt: skip
 
 
 def _reg_record(key: str, image: str, boxes: tuple[Box, ...], expressions: tuple[str, ...], text: str) -> Record:
     return Record(
         id=key, task="reg", image=image or f"ref {key}", width=None, height=None, question="", text=text,
-        parsed=REG.parse(text, None), answer=expressions[0], asked_boxes=boxes, references=expressions,
+        parsed=REG.parse(text, None, {}), answer=expressions[0], asked_boxes=boxes, references=expressions,
         facts={"ref_id": key},
     )  # fmt: skip

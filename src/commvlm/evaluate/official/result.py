@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from commvlm.data.readers.files import Entry, read_json, read_lines
+from commvlm.data.readers.entry import Entry, EntryError, numbered
+from commvlm.data.readers.files import read_any
 
 from ..tasks import Score
 
@@ -27,16 +28,20 @@ class Official:
 
 def rows(path: Path) -> list[Entry]:
     """The objects of a file of JSON lines or of one JSON list. Raises ValueError naming the file and the place."""
-    if path.is_file() and path.read_bytes()[:64].lstrip(b"\xef\xbb\xbf \r\n\t").startswith(b"["):
-        return listed(read_json(path), path)
-    return [entry for _, entry in read_lines(path)]
+    return [_usable(entry) for entry in read_any(path, "entry")]
 
 
 def listed(value: object, path: Path) -> list[Entry]:
-    """A JSON list of objects that is not empty."""
+    """The objects of a JSON list that is not empty."""
     if not isinstance(value, list) or not value:
         raise ValueError(f"{path.name}: must be a JSON list of objects that is not empty")
-    return [Entry(item, f"{path.name}: entry {number}") for number, item in enumerate(value)]
+    return [_usable(entry) for entry in numbered(value, f"{path.name}: entry")]
+
+
+def _usable(entry: Entry | EntryError) -> Entry:
+    if isinstance(entry, EntryError):
+        raise entry
+    return entry
 
 
 def by_id(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from commvlm.data.readers.files import Entry, read_object
+from commvlm.data.readers.entry import Entry
+from commvlm.data.readers.files import read_object
 
 from ..tasks import VQA, Record, as_it_is
 from .result import Official, by_id, check_same_ids, rows, sorted_ids
@@ -51,6 +52,6 @@ def _record(
 ) -> Record:
     return Record(
         id=key, task="vqa", image=image, width=None, height=None, question=question, text=text,
-        parsed=VQA.parse(text, None), answer="", references=answers,
+        parsed=VQA.parse(text, None, {}), answer="", references=answers,
         facts={"answer_type": answer_type, "question_type": question_type},
     )  # fmt: skip

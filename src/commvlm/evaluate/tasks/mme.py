@@ -11,10 +11,10 @@ from dataclasses import asdict
 from functools import partial
 
 from ..metrics import COGNITION, MME_RULES, PERCEPTION, SUBTASKS, Interval, MmeScores, bootstrap, mme_answer, mme_scores
-from .task import Parsed, Record, Score, Size, Task, unwrap
+from .task import NO_FACTS, Facts, Parsed, Record, Score, Size, Task, unwrap
 
 
-def parse(text: str, size: Size | None) -> Parsed:
+def parse(text: str, size: Size | None, facts: Facts = NO_FACTS) -> Parsed:
     """The official reading, "yes" or "no"; None for "other"."""
     return mme_answer(unwrap(text))
 
@@ -49,19 +49,19 @@ def _subtask(record: Record) -> str:
     name = str(record.facts["subtask"]) if "subtask" in record.facts else ""
     if name not in SUBTASKS:
         raise ValueError(f"{record.name}: subtask {name!r} is none of MME's: {', '.join(SUBTASKS)}")
-    if record.answer not in ("yes", "no"):
+    if record.answer.lower() not in ("yes", "no"):
         raise ValueError(f"{record.name}: the true answer is {record.answer!r}, an MME label must be yes or no")
     return name
 
 
 def _figures(records: Sequence[Record], rule: str) -> MmeScores:
     return mme_scores(
-        [r.text for r in records], [r.answer for r in records], [r.cluster for r in records], rule=rule
+        [r.text for r in records], [r.answer.lower() for r in records], [r.cluster for r in records], rule=rule
     )  # fmt: skip
 
 
 def _right(record: Record, rule: str) -> bool:
-    return MME_RULES[rule](record.text) == record.answer
+    return MME_RULES[rule](record.text) == record.answer.lower()
 
 
 def _total(scores: dict[str, MmeScores], names: Sequence[str]) -> float:

@@ -10,22 +10,35 @@ from functools import partial
 
 import numpy as np
 
-from commvlm.data.boxes import PadSquare, boxes_in_pixels, format_boxes, parse_boxes
+from commvlm.data.boxes import SHIKRA3, Codec, boxes_in_pixels, codec_of, format_boxes, parse_boxes
 from commvlm.data.example import Box
+from commvlm.data.geometry import GEOMETRIES, PadSquare, View
 
 from ..metrics import REC_RULES, STRETCHED, bootstrap, only_box, rec_correct, rec_iou, stretched_box
-from .task import Parsed, Record, Score, Size, Task, interval_in_percent, percent
+from .task import NO_FACTS, Facts, Parsed, Record, Score, Size, Task, interval_in_percent, percent
 
 NOWHERE: Box = (0.0, 0.0, 0.0, 0.0)
-BOXES_AS, PIXELS = "boxes_as", "pixels"
-"""facts[BOXES_AS] == PIXELS: the answer's numbers are pixels of the original image; otherwise its box is Shikra's text."""
+BOX_CODEC, GEOMETRY = "box_codec", "geometry"
+"""Facts that say how a record's boxes are written and what of its image is shown; without them as in Shikra.
+
+The codec "pixels" is taken by its word: nothing is clipped to the image.
+"""
 
 
-def parse(text: str, size: Size | None) -> Parsed:
+def parse(text: str, size: Size | None, facts: Facts = NO_FACTS) -> Parsed:
     """The one box of the answer, in pixels of the original image; None without an image to place it in."""
     if size is None:
         return None
-    return _only(boxes_in_pixels(text, PadSquare(*size)))
+    codec = codec_named(facts)
+    return only_box(text) if codec.top is None else _only(boxes_in_pixels(text, view_of(size, facts), codec))
+
+
+def codec_named(facts: Facts) -> Codec:
+    return codec_of(str(facts[BOX_CODEC])) if BOX_CODEC in facts else SHIKRA3
+
+
+def view_of(size: Size, facts: Facts) -> View:
+    return GEOMETRIES[str(facts[GEOMETRY])](*size) if GEOMETRY in facts else PadSquare(*size)
 
 
 def _only(groups: Sequence[tuple[Box, ...]]) -> Box | None:
@@ -59,20 +72,20 @@ def _pair(record: Record, *, rule: str) -> tuple[Box | None, Box]:
         raise ValueError(f"{record.name}: REC needs one true box, this record has {len(record.boxes)}")
     if record.width is None or record.height is None:
         raise ValueError(f"{record.name}: REC needs the image's width and height, this record has none")
-    geometry, true = PadSquare(record.width, record.height), record.boxes[0]
-    pixels = record.facts[BOXES_AS] == PIXELS if BOXES_AS in record.facts else False
-    said = only_box(record.text) if pixels else _only(boxes_in_pixels(record.text, geometry))
+    size, true, ours = (record.width, record.height), record.boxes[0], codec_named(record.facts) is SHIKRA3
+    said = _box_or_none(parse(record.text, size, record.facts))
     if rule == "shikra":
-        square = _only(parse_boxes(record.text)) if not pixels else said and _in_square(said, geometry)
-        return square, _in_square(true, geometry)
-    if rule in STRETCHED and not pixels:
-        return stretched_box(record.text, record.width, record.height, rule=rule), true
+        square = PadSquare(*size)
+        rounded = said and parse_boxes(format_boxes([said], square))[0][0]
+        return _only(parse_boxes(record.text)) if ours else rounded, parse_boxes(format_boxes([true], square))[0][0]
+    if rule in STRETCHED and ours:
+        return stretched_box(record.text, *size, rule=rule), true
     return said, true
 
 
-def _in_square(box: Box, geometry: PadSquare) -> Box:
-    """Pixels -> the square's shares with Shikra's three decimals."""
-    return parse_boxes(format_boxes([box], geometry))[0][0]
+def _box_or_none(parsed: Parsed) -> Box | None:
+    assert not isinstance(parsed, str)
+    return parsed
 
 
 REC = Task(name="rec", parse=parse, rules={rule: partial(score, rule=rule) for rule in REC_RULES})

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..metrics import TOKENIZERS, bleu_and_rouge, bootstrap, cider_d
-from .task import Parsed, Record, Score, Size, interval_in_percent, percent
+from .task import NO_FACTS, Facts, Parsed, Record, Score, Size, interval_in_percent, percent
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ Grouping = Callable[[Sequence[Record]], list[Item]]
 """Records -> what is scored, one hypothesis each."""
 
 
-def parse(text: str, size: Size | None) -> Parsed:
+def parse(text: str, size: Size | None, facts: Facts = NO_FACTS) -> Parsed:
     """The sentence as it is; None for an empty answer."""
     return text.strip() or None
 

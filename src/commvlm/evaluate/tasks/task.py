@@ -15,6 +15,8 @@ Size = tuple[int, int]
 """Width and height of the original image, in pixels."""
 Parsed = str | Box | None
 """What an answer says: a text, or a box in pixels of the original image; None where it says nothing of the kind."""
+Facts = Mapping[str, str | int | float]
+NO_FACTS: Facts = {}
 
 _WRAPPER = re.compile(r"\b(?:so )?the answer is\b:?|^\s*answer:", re.IGNORECASE | re.MULTILINE)
 
@@ -40,7 +42,7 @@ class Record:
     boxes: tuple[Box, ...] = ()
     asked_boxes: tuple[Box, ...] = ()
     references: tuple[str, ...] = ()
-    facts: Mapping[str, str | int | float] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
 
     @property
     def cluster(self) -> str:
@@ -87,13 +89,13 @@ def as_it_is(text: str) -> str:
 class Task:
     """name: that of the examples' task. rules: each rule's scorer, the default one first.
 
-    parse: an answer's text and the image's size -> what it says, None when it cannot be read.
+    parse: an answer's text, the image's size and the record's facts -> what it says, None when it cannot be read.
     bare: what is taken off every answer before it is scored; how many answers that changed is in the score.
     wrapped: rules that read the answer with its wrapper on.
     """
 
     name: str
-    parse: Callable[[str, Size | None], Parsed]
+    parse: Callable[[str, Size | None, Facts], Parsed]
     rules: Mapping[str, Scorer]
     instruct: Callable[[Example], Example] = instruct
     bare: Callable[[str], str] = as_it_is

@@ -8,12 +8,12 @@ from functools import partial
 import numpy as np
 
 from ..metrics import VQA_RULES, bootstrap, vqa_accuracy
-from .task import Parsed, Record, Score, Size, Task, interval_in_percent, percent, unwrap
+from .task import NO_FACTS, Facts, Parsed, Record, Score, Size, Task, interval_in_percent, percent, unwrap
 
 GROUPINGS = ("answer_type", "question_type")
 
 
-def parse(text: str, size: Size | None) -> Parsed:
+def parse(text: str, size: Size | None, facts: Facts = NO_FACTS) -> Parsed:
     """The answer without its wrapper; None when nothing is left."""
     return unwrap(text).strip() or None
 
