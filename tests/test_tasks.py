@@ -239,7 +239,7 @@ def test_caption_score_of_tokens(rule):
 
 
 def test_every_task_names_its_rules():
-    assert list(TASKS) == ["rec", "reg", "pope", "vqa", "caption", "mme"]
+    assert list(TASKS) == ["rec", "reg", "pope", "vqa", "caption", "mme", "pointqa", "v7w"]
     assert set(CAPTION.rules) == set(TOKENIZERS)
     assert set(REG.rules) == {*TOKENIZERS, *(f"sentence-{name}" for name in TOKENIZERS)}
     for task in TASKS.values():

@@ -47,11 +47,16 @@ def resolve_checkpoint(path: Path | str) -> Path:
     )
 
 
+def is_ours(folder: Path) -> bool:
+    """Whether a folder with a config.json holds a COMM model."""
+    return _read_object(folder / "config.json").get("model_type") == "comm"
+
+
 def _read_object(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({_line(error)}); make the checkpoint again") from error
+        raise ValueError(f"{path} is no JSON ({one_line(error)}); make the checkpoint again") from error
     if not isinstance(content, dict):
         raise ValueError(f"{path} holds a {type(content).__name__}, not an object; make the checkpoint again")
     return content
@@ -63,11 +68,11 @@ def load_checkpoint(path: Path | str) -> tuple[CommForConditionalGeneration, Com
     folder = resolve_checkpoint(path)
     load: Any = CommForConditionalGeneration.from_pretrained
     try:
-        with _quietly():
+        with quietly():
             model, report = load(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
             processor = CommProcessor.from_pretrained(folder, local_files_only=True)
     except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
-        raise ValueError(f"checkpoint {folder} cannot be loaded ({_line(error)}); copy or train it again") from error
+        raise ValueError(f"checkpoint {folder} cannot be loaded ({one_line(error)}); copy or train it again") from error
     lacking = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
     if lacking:
         raise ValueError(
@@ -78,7 +83,7 @@ def load_checkpoint(path: Path | str) -> tuple[CommForConditionalGeneration, Com
 
 
 @contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without the library's bars and warnings: what it would warn about on loading is an error here."""
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
     logging.set_verbosity_error()
@@ -91,5 +96,5 @@ def _quietly() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _line(error: BaseException) -> str:
+def one_line(error: BaseException) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0].removesuffix(".")[:200]

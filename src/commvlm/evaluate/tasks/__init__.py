@@ -2,13 +2,15 @@
 
 from .caption import CAPTION
 from .mme import MME
+from .pointqa import POINTQA
 from .pope import POPE
 from .rec import REC
 from .reg import REG
 from .task import Record, Score, Size, Task, as_it_is, unwrap
+from .v7w import V7W
 from .vqa import VQA
 
-TASKS: dict[str, Task] = {task.name: task for task in (REC, REG, POPE, VQA, CAPTION, MME)}
+TASKS: dict[str, Task] = {task.name: task for task in (REC, REG, POPE, VQA, CAPTION, MME, POINTQA, V7W)}
 
 
 def task_named(name: str) -> Task:
@@ -21,10 +23,12 @@ def task_named(name: str) -> Task:
 __all__ = [
     "CAPTION",
     "MME",
+    "POINTQA",
     "POPE",
     "REC",
     "REG",
     "TASKS",
+    "V7W",
     "VQA",
     "Record",
     "Score",
