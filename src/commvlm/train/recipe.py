@@ -75,11 +75,18 @@ class Source:
 @dataclass(frozen=True)
 class Data:
     """root: the folder that all paths are under (the recipe's own by default). group: questions about one image that are
-    drawn, and packed behind it, together; 1 draws each on its own. pixels: "given", or "grey" for the blind control."""
+    drawn, and packed behind it, together; 1 draws each on its own. pixels: "given", or "grey" for the blind control.
+    mixes: trees over the sources by name, for the stages (see `commvlm.data.mix`). prompts: "short" (what the micro world's
+    language model knows) or "wide". faults: what becomes of entries, images and dialogues that cannot be used: "refuse", or
+    "skip", which leaves them out, counts them and trains on others. workers: processes that read ahead."""
 
     sources: list[Source] = field(default_factory=list)
     root: str = ""
     group: int = 1
+    mixes: dict[str, Any] = field(default_factory=dict)
+    prompts: Literal["short", "wide"] = "short"
+    faults: Literal["refuse", "skip"] = "refuse"
+    workers: int = 0
     pixels: Literal["given", "grey"] = "given"
 
 
@@ -87,7 +94,8 @@ class Data:
 class Stage:
     """trains: part -> learning rate; every part that is not named is frozen. Parts: merge, align, project,
     language_model (encoders are always frozen). batch: images of one update; micro_batch: how many of them at once.
-    weights: source -> weight, in place of the sources' own. decay: AdamW's weight decay."""
+    weights: source -> weight, in place of the sources' own. mix: one of data.mixes, in place of weights.
+    decay: AdamW's weight decay."""
 
     name: str
     steps: int
@@ -97,6 +105,7 @@ class Stage:
     warmup: float = 0.03
     schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     weights: dict[str, float] = field(default_factory=dict)
+    mix: str = ""
     decay: float = 0.0
     clip: float = 1.0
 
