@@ -105,7 +105,7 @@ def test_nothing_to_tell_by():
 
 
 @given(st.sampled_from(sorted(CONVENTIONS)), st.integers(10, 3000), st.integers(10, 3000), st.randoms())
-@settings(max_examples=100)
+@settings(max_examples=100, deadline=None)
 def test_numbers_come_back_to_pixels(name, width, height, random):
     convention = CONVENTIONS[name]
     x1, x2 = sorted(random.random() * width for _ in range(2))

@@ -14,7 +14,8 @@ from torch import nn
 from transformers import AutoModel, CLIPConfig, CLIPModel
 
 from commvlm.model.config import CommVisionConfig
-from commvlm.model.encoders import grid, load_encoder, new_encoder, read_layers, truncate, vision_half
+from commvlm.model.encoders import load_encoder, new_encoder, read_layers
+from commvlm.model.families import grid, truncate, vision_half
 from commvlm.model.layers import describe_layers, parse_layers
 from commvlm.model.vision import CommVisionModel
 

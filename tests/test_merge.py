@@ -7,8 +7,12 @@ import pytest
 import torch
 from torch import nn
 
-from commvlm.model.merge import ALIGNS, FUSES, MERGES, MLP, ChannelConcat, LLNLayerscale, Mean, ProjectionMLP
+from commvlm.model.align import ALIGNS, MLP, MLPProjection
+from commvlm.model.fuse import FUSES, ChannelConcat
+from commvlm.model.merge import LLNLayerscale, Mean
+from commvlm.model.merges import MERGES
 from commvlm.model.names import settle
+from commvlm.model.tokens import Tokens
 
 LAYERS, TOKENS, DIM = 3, 5, 6
 
@@ -121,14 +125,14 @@ def test_mlp_has_the_asked_widths_and_gelu_between(hidden, ratio, widths):
 
 
 def test_llava_projection_has_the_output_width_inside():
-    assert [tuple(p.shape) for p in ProjectionMLP(6, 10).parameters()] == [(10, 6), (10,), (10, 10), (10,)]
+    assert [tuple(p.shape) for p in MLPProjection(6, 10).parameters()] == [(10, 6), (10,), (10, 10), (10,)]
 
 
 def test_channel_concat_keeps_tokens_and_adds_widths():
     first, second = torch.randn(2, TOKENS, 6), torch.randn(2, TOKENS, 4)
-    fuse = ChannelConcat([6, 4])
+    fuse = ChannelConcat([Tokens(TOKENS, 6), Tokens(TOKENS, 4)])
     fused = fuse([first, second])
-    assert fused.shape == (2, TOKENS, fuse.dim) == (2, TOKENS, 10)
+    assert fused.shape == (2, TOKENS, fuse.out.dim) == (2, TOKENS, 10)
     assert torch.equal(fused[..., :6], first)
     assert torch.equal(fused[..., 6:], second)
 
@@ -138,7 +142,7 @@ def test_channel_concat_keeps_tokens_and_adds_widths():
     [
         (MERGES, "lln-layerscal", "did you mean 'lln-layerscale'"),
         (ALIGNS, {"kind": "mlp", "ration": 4}, "has no option 'ration'; did you mean 'ratio'"),
-        (FUSES, "concat", "did you mean 'channel-concat'"),
+        (FUSES, "chanel-concat", "did you mean 'channel-concat'"),
         (MERGES, {"order": "linear(ln)"}, "has no 'kind'"),
     ],
 )
@@ -161,4 +165,5 @@ def test_settled_choices_name_every_option():
         "share": "per-layer",
         "weight": "softmax",
     }
-    assert settle({"kind": "mlp", "ratio": 8}, ALIGNS, what="align") == {"kind": "mlp", "hidden": 2, "ratio": 8}
+    settled = settle({"kind": "mlp", "ratio": 8}, ALIGNS, what="align")
+    assert settled == {"kind": "mlp", "hidden": 2, "ratio": 8, "out": None}

@@ -19,14 +19,11 @@ def add_inspect(commands: argparse._SubParsersAction) -> None:
 
 def _inspect(options: argparse.Namespace) -> None:
     recipe = recipe_of(options)
-    from ..model.build import build_config
     from ..model.cost import as_json, as_table, inspect_model
-    from ..train.assemble import encoder_spec, located
+    from ..model.spec import build_config
+    from ..train.assemble import model_settings
 
-    config = build_config(
-        [encoder_spec(encoder) for encoder in recipe.model.encoders],
-        language_model=located(recipe.model.language_model), fuse=recipe.model.fuse, project=recipe.model.project,
-    )  # fmt: skip
+    config = build_config(**model_settings(recipe.model))
     trains = recipe.train.stages[-1].trains if recipe.train.stages else {}
     rows = inspect_model(config, **({"trains": tuple(trains)} if trains else {}))
     print(json.dumps(as_json(rows), indent=1) if options.json else as_table(rows))

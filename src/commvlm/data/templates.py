@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 
 from .example import IMAGE, Example
+from .prompts import PROMPTS
 
 SYSTEM = (
     "A chat between a curious user and an artificial intelligence assistant. "
@@ -16,6 +17,7 @@ SYSTEM = (
 
 CONTENT = "{content}"
 
+# What the shipped tiny language model was pretrained on: another word here is one that it has never seen.
 TEMPLATES: dict[str, tuple[str, ...]] = {
     "rec": (
         "Where is {content}? Answer with its box.",
@@ -49,7 +51,16 @@ TEMPLATES: dict[str, tuple[str, ...]] = {
 }
 
 
-def instruct(example: Example, rng: np.random.Generator | None = None) -> Example:
+SETS = ("short", "wide")
+"""short: TEMPLATES, and PROMPTS for tasks that it does not have. wide: PROMPTS. Both begin with the same ones."""
+
+
+def variants(task: str, prompts: str = "short") -> tuple[str, ...]:
+    """A task's variants in one of SETS. Raises KeyError for a task without any."""
+    return TEMPLATES[task] if prompts == "short" and task in TEMPLATES else PROMPTS[task]
+
+
+def instruct(example: Example, rng: np.random.Generator | None = None, *, prompts: str = "short") -> Example:
     """The raw example as an instruction: its first turn gets the `<image>` slot and one template of its task.
 
     rng: picks the variant (training); None takes the first one (evaluation). Examples of task "dialogue" come back
@@ -57,8 +68,8 @@ def instruct(example: Example, rng: np.random.Generator | None = None) -> Exampl
     """
     if example.task == "dialogue":
         return example
-    variants = TEMPLATES[example.task]
-    variant = variants[0] if rng is None else variants[int(rng.integers(len(variants)))]
+    known = variants(example.task, prompts)
+    variant = known[0] if rng is None else known[int(rng.integers(len(known)))]
     first, *rest = example.turns
     question = variant.replace(CONTENT, first.question)
     if example.image is not None:

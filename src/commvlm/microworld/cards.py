@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from transformers import AutoConfig
 
-from ..model.encoders import load_encoder, new_encoder, truncate
+from ..model.encoders import load_encoder, new_encoder
+from ..model.families import truncate
 from .readout import features, probe_scenes, read_out
 
 FAMILIES = {"clip_vision_model": "clip", "dinov2": "dinov2"}

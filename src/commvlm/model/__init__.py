@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-from transformers import AutoConfig, AutoImageProcessor, AutoModel, AutoModelForImageTextToText, AutoProcessor
+from transformers import (
+    AutoConfig,
+    AutoImageProcessor,
+    AutoModel,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    MetaClip2VisionConfig,
+    MetaClip2VisionModel,
+)
 
-from .build import EncoderSpec, add_image_token, build_config, build_model, build_processor
+from .build import add_image_token, build_model, build_processor
 from .checkpoints import CheckpointError, find_checkpoint
 from .config import CommConfig, CommVisionConfig
 from .modeling import PARTS, CommForConditionalGeneration, CommModel
 from .processing import CommImageProcessor, CommProcessor, ImageError, open_image
+from .spec import EncoderSpec, build_config
 from .vision import CommVisionModel
 
 __all__ = [
@@ -35,6 +44,7 @@ __all__ = [
 
 def register() -> None:
     """Make the library's Auto classes know this model. Calling it again changes nothing."""
+    AutoModel.register(MetaClip2VisionConfig, MetaClip2VisionModel, exist_ok=True)  # the library has but the whole
     AutoConfig.register(CommVisionConfig.model_type, CommVisionConfig, exist_ok=True)
     AutoConfig.register(CommConfig.model_type, CommConfig, exist_ok=True)
     AutoModel.register(CommVisionConfig, CommVisionModel, exist_ok=True)

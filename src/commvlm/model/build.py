@@ -2,118 +2,24 @@
 
 from __future__ import annotations
 
-import copy
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
-from .checkpoints import Checkpoint, CheckpointError, find_checkpoint
-from .config import CommConfig, CommVisionConfig
-from .encoders import family_of, load_encoder, new_encoder, trained_size, truncate, vision_half
-from .layers import LayerSpec, parse_layers
+from .checkpoints import CheckpointError
+from .config import CommConfig
+from .encoders import load_encoder, new_encoder
 from .modeling import CommForConditionalGeneration
 from .names import choice
 from .processing import IMAGE_TOKEN, CommImageProcessor, CommProcessor
+from .spec import WEIGHTS, EncoderSpec, build_config
 from .vision import initialise
-
-WEIGHTS = ("checkpoint", "random")
-
-
-@dataclass(frozen=True)
-class EncoderSpec:
-    """One encoder's branch.
-
-    name: its own, such as "clip". checkpoint: hub id or folder. layers: see `layers.parse_layers`. merge, align: a
-    kind, or {"kind": ..., options}. image_size: side in pixels of its image; None is what it was trained on. weights:
-    "checkpoint", or "random" for its random twin. final_norm: "before" or "after", for its last block.
-    """
-
-    name: str
-    checkpoint: str
-    layers: LayerSpec = "all"
-    merge: str | Mapping[str, Any] = "lln-layerscale"
-    align: str | Mapping[str, Any] = "identity"
-    image_size: int | None = None
-    weights: str = "checkpoint"
-    final_norm: str = "before"
-
-
-def build_config(
-    encoders: Sequence[EncoderSpec],
-    *,
-    language_model: str,
-    fuse: str | Mapping[str, Any] = "channel-concat",
-    project: str | Mapping[str, Any] = "linear",
-    image_token_id: int | None = None,
-    vocab_size: int | None = None,
-    geometry: str = "pad-square",
-    pad_color: Sequence[int] = (255, 255, 255),
-) -> CommConfig:
-    """The config alone, from the checkpoints' configs; no weight is read.
-
-    image_token_id: None appends one token to the language model's vocabulary. vocab_size: rows of the embedding; None
-    keeps the language model's, or as many more as the image token needs. Raises ValueError for what does not fit.
-    """
-    if not encoders:
-        raise ValueError("a model needs at least one encoder")
-    text = copy.deepcopy(text_half(find_checkpoint(language_model)))
-    token = text.vocab_size if image_token_id is None else image_token_id  # type: ignore[attr-defined]
-    text.vocab_size = max(text.vocab_size, token + 1, vocab_size or 0)  # type: ignore[attr-defined]
-    return CommConfig(
-        vision_config=_vision_config(encoders, fuse=fuse),
-        text_config=text,
-        project=project if isinstance(project, str) else dict(project),
-        image_token_id=token,
-        geometry=geometry,
-        pad_color=list(pad_color),
-    )
-
-
-def text_half(checkpoint: Checkpoint) -> PreTrainedConfig:
-    """A causal language model's config. Raises CheckpointError for a checkpoint of another kind."""
-    config = checkpoint.config
-    if type(config) not in AutoModelForCausalLM._model_mapping:  # pyright: ignore[reportAttributeAccessIssue]
-        raise CheckpointError(
-            f"language model {checkpoint.name!r} is a {config.model_type}, not a causal language model; "
-            "give one such as 'lmsys/vicuna-7b-v1.5'"
-        )
-    return config
-
-
-def _vision_config(encoders: Sequence[EncoderSpec], *, fuse: str | Mapping[str, Any]) -> CommVisionConfig:
-    branches, configs = [], {}
-    for spec in encoders:
-        choice(spec.weights, of=WEIGHTS, what=f"weights of encoder {spec.name!r}")
-        checkpoint = find_checkpoint(spec.checkpoint)
-        whole = vision_half(checkpoint.config)
-        family = family_of(whole)
-        depth: int = whole.num_hidden_layers  # type: ignore[attr-defined]
-        try:
-            layers = parse_layers(spec.layers, depth)
-        except ValueError as error:
-            raise ValueError(f"encoder {spec.name!r} ({spec.checkpoint}): {error}") from error
-        configs[spec.name] = truncate(whole, layers[-1])
-        branches.append(
-            {
-                "name": spec.name,
-                "depth": depth,
-                "layers": list(layers),
-                "merge": spec.merge,
-                "align": spec.align,
-                "image_size": spec.image_size if spec.image_size is not None else trained_size(whole),
-                "mean": checkpoint.mean or family.mean,
-                "std": checkpoint.std or family.std,
-                "final_norm": spec.final_norm,
-            }
-        )
-    return CommVisionConfig(branches=branches, fuse=fuse if isinstance(fuse, str) else dict(fuse), **configs)
 
 
 def build_model(
@@ -121,7 +27,9 @@ def build_model(
     *,
     language_model: str,
     fuse: str | Mapping[str, Any] = "channel-concat",
+    reduce: str | Mapping[str, Any] = "none",
     project: str | Mapping[str, Any] = "linear",
+    pad_color: Sequence[int] = (255, 255, 255),
     weights: str = "checkpoint",
     tokenizer: PreTrainedTokenizerBase | None = None,
     device: str = "cpu",
@@ -140,8 +48,9 @@ def build_model(
     token = None if tokenizer is None else add_image_token(tokenizer)
     size = None if tokenizer is None else len(tokenizer)
     config = build_config(
-        encoders, language_model=language_model, fuse=fuse, project=project, image_token_id=token, vocab_size=size
-    )
+        encoders, language_model=language_model, fuse=fuse, reduce=reduce, project=project, pad_color=pad_color,
+        image_token_id=token, vocab_size=size,
+    )  # fmt: skip
     if device == "meta":
         model = _skeleton(config, dtype)
     else:
@@ -202,6 +111,8 @@ def _assemble(
         vision.add_module(f"enc_{name}", encoder)
         _seed(seed, "branch", name)
         vision.branches[name].to_empty(device="cpu").apply(initialise)
+    _seed(seed, "fuse")
+    vision.fuse.to_empty(device="cpu").apply(initialise)
     model.model.language_model = body
     model.lm_head = head
     _seed(seed, "project")

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.configuration_utils import SubConfigSpec
 
-from .encoders import check_final_norm, family_of, grid
+from .align import ALIGNS, PROJECTS
+from .branches import make_branches, make_fuse, make_reduce, without_kind
+from .encoders import check_final_norm
+from .families import family_of, grid
+from .fuse import FUSES, REDUCES
 from .layers import parse_layers
-from .merge import ALIGNS, FUSES, MERGES, PROJECTS
+from .merges import MERGES
 from .names import choice, nearest, settle
+from .tokens import Grid, Tokens
 
 BRANCH_FIELDS = ("name", "depth", "layers", "merge", "align", "image_size", "mean", "std", "final_norm")
 GEOMETRIES = ("pad-square", "stretch", "center-crop")
@@ -20,14 +26,15 @@ GEOMETRIES = ("pad-square", "stretch", "center-crop")
 class CommVisionConfig(PreTrainedConfig):
     """Several encoders, several layers each.
 
-    branches: one dict per encoder, in the order of pixel_values and of the concatenation, with the fields
+    branches: one dict per encoder, in the order of pixel_values and of the fuse, with the fields
       name: of the encoder; its library config is the attribute of that name, cut after the deepest asked layer.
       depth: blocks of the whole encoder. layers: the asked ones, ascending, 1-based.
-      merge, align: {"kind": ..., options}, rows of `merge.MERGES` and `merge.ALIGNS`.
+      merge, align: {"kind": ..., options}, rows of `merges.MERGES` and `align.ALIGNS`.
       image_size: side in pixels of the square image that it gets. mean, std: of RGB in [0, 1].
       final_norm: "before" or "after", for its last block.
-    fuse: a row of `merge.FUSES`.
-    hidden_size: width of the fused tokens; derived.
+    fuse: a row of `fuse.FUSES`; its option "grid" names the grid that branches of different grids are resampled to: an
+    encoder's name, a side, or [rows, columns]. reduce: a row of `fuse.REDUCES`.
+    hidden_size, num_image_tokens: width and number of an image's visual tokens; derived.
     Raises ValueError (one line) for settings that do not fit together, such as unequal grids.
     """
 
@@ -36,7 +43,9 @@ class CommVisionConfig(PreTrainedConfig):
 
     branches: list[dict[str, Any]] | None = None
     fuse: dict[str, Any] | str = "channel-concat"
+    reduce: dict[str, Any] | str = "none"
     hidden_size: int = 0
+    num_image_tokens: int = 0
 
     def __post_init__(self, **kwargs: Any):
         self.branches = [dict(branch) for branch in self.branches or []]
@@ -46,10 +55,26 @@ class CommVisionConfig(PreTrainedConfig):
                 raise ValueError(f"two encoders are called {name!r}; give each its own name")
             setattr(self, name, _encoder_config(name, kwargs.pop(name, None)))
         super().__post_init__(**kwargs)
-        self.fuse = settle(self.fuse, FUSES, what="fuse")
+        self.fuse = _settle_fuse(self.fuse)
+        self.reduce = settle(self.reduce, REDUCES, what="reduce")
         self.branches = [_settle_branch(branch, self.encoder_config(branch["name"])) for branch in self.branches]
-        _check_grids(self)
-        self.hidden_size = sum(self.encoder_config(name).hidden_size for name in self.names)  # type: ignore[attr-defined]
+        if self.branches:
+            tokens = self.image_tokens()
+            self.hidden_size, self.num_image_tokens = tokens.dim, tokens.count
+
+    def image_tokens(self) -> Tokens:
+        """Number, width and grid of an image's visual tokens. The modules themselves say so, made without memory."""
+        with torch.device("meta"):
+            return make_reduce(self.reduce, make_fuse(self.fuse, self.make_branches()).out).out  # type: ignore[return-value,arg-type]
+
+    def make_branches(self) -> list[Any]:
+        """The branches, with fresh weights."""
+        common = common_grid(self)
+        dims = [family_of(self.encoder_config(name)).width(self.encoder_config(name)) for name in self.names]
+        grids = [self.grid_of(name) for name in self.names]
+        if common is None and self.fuse["kind"] != "token-concat":  # type: ignore[index]
+            _check_grids(self)
+        return make_branches(self.branches or [], dims, grids, common=common)
 
     @property
     def sub_configs(self) -> dict[str, Any]:  # type: ignore[override]
@@ -71,15 +96,9 @@ class CommVisionConfig(PreTrainedConfig):
         return grid(self.encoder_config(name), branch["image_size"], name=name)
 
     @property
-    def grid(self) -> tuple[int, int]:
-        """Rows and columns of the visual tokens."""
-        return self.grid_of(self.names[0])
-
-    @property
-    def num_image_tokens(self) -> int:
-        """Visual tokens of one image."""
-        rows, columns = self.grid
-        return rows * columns
+    def grid(self) -> Grid | None:
+        """Rows and columns of the visual tokens; None where they are no one grid."""
+        return self.image_tokens().grid
 
     @property
     def image_sizes(self) -> list[int]:
@@ -119,7 +138,7 @@ def _encoder_config(name: str, given: PreTrainedConfig | Mapping[str, Any] | Non
 def _settle_branch(branch: Mapping[str, Any], config: PreTrainedConfig) -> dict[str, Any]:
     """A branch with every default filled in and every field checked."""
     name = branch["name"]
-    blocks: int = config.num_hidden_layers  # type: ignore[attr-defined]
+    blocks = family_of(config).depth(config)
     layers = parse_layers(branch["layers"], blocks)
     depth = branch.get("depth", blocks)
     if layers[-1] != blocks or depth < blocks:
@@ -142,8 +161,30 @@ def _settle_branch(branch: Mapping[str, Any], config: PreTrainedConfig) -> dict[
     }
 
 
+def _settle_fuse(fuse: Mapping[str, Any] | str) -> dict[str, Any]:
+    """The fuse in full, its common grid among its options."""
+    given = {"kind": fuse} if isinstance(fuse, str) else dict(fuse)
+    common = given.pop("grid", None)
+    return {**settle(given, FUSES, what="fuse"), "grid": common}
+
+
+def common_grid(config: CommVisionConfig) -> Grid | None:
+    """The grid that the fuse names, None where it names none. Raises ValueError for what is no grid."""
+    said = config.fuse["grid"]  # type: ignore[index]
+    if said is None:
+        return None
+    if isinstance(said, str):
+        if said not in config.names:
+            raise ValueError(f"fuse has grid {said!r}, which is no encoder; {nearest(said, config.names)}")
+        return config.grid_of(said)
+    sides = [said, said] if isinstance(said, int) else list(said)
+    if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
+        raise ValueError(f"fuse has grid {said!r}; give an encoder's name, a side such as 24, or [rows, columns]")
+    return sides[0], sides[1]
+
+
 def _check_grids(config: CommVisionConfig) -> None:
-    """Raises ValueError when two encoders' grids differ: channels can only be concatenated token by token."""
+    """Raises ValueError, with the ways out, when two encoders' grids differ."""
     grids = {name: config.grid_of(name) for name in config.names}
     for name in config.names[1:]:
         first = config.names[0]
@@ -154,14 +195,16 @@ def _check_grids(config: CommVisionConfig) -> None:
         raise ValueError(
             f"the grids of encoders {first!r} ({grids[first][0]} x {grids[first][1]}, image_size {sizes[first]}) and "
             f"{name!r} ({grids[name][0]} x {grids[name][1]}, image_size {sizes[name]}) differ: "
-            f"{config.fuse['kind']} needs equal ones; set image_size of {name!r} to {fit}"  # type: ignore[index]
+            f"{config.fuse['kind']} needs equal ones; set image_size of {name!r} to {fit}, "  # type: ignore[index]
+            f"or name the grid that all are resampled to (fuse: {{kind: {config.fuse['kind']}, grid: {first}}}), "  # type: ignore[index]
+            "or fuse by token-concat"
         )
 
 
 class CommConfig(PreTrainedConfig):
     """COMM: visual branches, a projection, a language model.
 
-    project: a row of `merge.PROJECTS`. image_token_id: of the placeholder that visual tokens are written over.
+    project: a row of `align.PROJECTS`. image_token_id: of the placeholder that visual tokens are written over.
     geometry, pad_color: how the processor makes an image square. lm_head_bias: whether the head has one.
     """
 
@@ -187,6 +230,15 @@ class CommConfig(PreTrainedConfig):
         self.pad_color = [int(value) for value in self.pad_color]
         self.tie_word_embeddings = self.text_config.tie_word_embeddings  # type: ignore[union-attr]
         _check_head(self.text_config)  # type: ignore[arg-type]
+        if self.vision_config.branches:  # type: ignore[union-attr]
+            with torch.device("meta"):
+                self.make_project()
+
+    def make_project(self) -> Any:
+        """The projection, with fresh weights. Raises ValueError where it cannot lead from one width to the other."""
+        spec: dict[str, Any] = self.project  # type: ignore[assignment]
+        width, to = self.vision_config.hidden_size, self.text_config.hidden_size  # type: ignore[union-attr]
+        return PROJECTS[spec["kind"]](width, to, **without_kind(spec))
 
     @property
     def num_image_tokens(self) -> int:

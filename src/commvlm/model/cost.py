@@ -11,10 +11,11 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from .config import CommConfig
-from .encoders import family_of
+from .families import family_of
 from .layers import describe_layers
 from .modeling import PARTS, CommForConditionalGeneration
 from .names import lookup
+from .tokens import Tokens
 
 TRAINED = ("merge", "align", "project", "language_model")
 """What the paper trains, in both stages."""
@@ -68,35 +69,38 @@ def _branch_rows(model: CommForConditionalGeneration, name: str, trains: Sequenc
     vision: Any = model.model.vision_tower
     setting = next(branch for branch in vision.config.branches if branch["name"] == name)
     encoder, branch = vision.encoder(name), vision.branches[name]
+    family = family_of(encoder.config)
     size, layers = setting["image_size"], setting["layers"]
-    grid = vision.config.grid_of(name)
-    tokens = torch.empty(1, grid[0] * grid[1], encoder.config.hidden_size)
-    pixels = torch.empty(1, 3, size, size)
-    states = [tokens] * len(layers)
+    patches = Tokens.of(vision.config.grid_of(name), family.width(encoder.config))
+    merged = branch.merge.out
+    pixels = family.inputs(torch.empty(1, 3, size, size), encoder.config)
+    states = [torch.empty(1, patches.count, patches.dim)] * len(layers)
+    tokens = torch.empty(1, merged.count, merged.dim)
     read = f"{describe_layers(layers)} of {setting['depth']}"
     return [
-        _row(
-            "encoders", name, [encoder], lambda: encoder(pixels, **family_of(encoder.config).call), trains, read, grid
-        ),
-        _row("merge", name, [branch.merge], lambda: branch.merge(states), trains, read, grid),
-        _row("align", name, [branch.align], lambda: branch.align(tokens), trains, "", grid),
+        _row("encoders", name, [encoder], lambda: encoder(**pixels, **family.call), trains, read, patches),
+        _row("merge", name, [branch.merge], lambda: branch.merge(states), trains, read, merged),
+        _row("align", name, [branch.align], lambda: branch.finish(tokens), trains, "", branch.out),
     ]
 
 
 def _shared_rows(model: CommForConditionalGeneration, trains: Sequence[str]) -> list[Row]:
-    """Projection and language model."""
+    """Fuse, reduction and projection as one part, and the language model."""
     config: Any = model.config
-    grid = config.vision_config.grid
-    fused = torch.empty(1, config.num_image_tokens, config.vision_config.hidden_size)
+    vision: Any = model.model.vision_tower
+    tokens = [torch.empty(1, given.count, given.dim) for given in vision.fuse.given]
     embeds = torch.empty(1, config.num_image_tokens, config.text_config.hidden_size)
     project, language_model = model.model.multi_modal_projector, model.model.language_model
     look = torch.ones(1, 1, embeds.shape[1], embeds.shape[1], dtype=torch.bool)
+
+    def join() -> None:
+        project(vision.reduce(vision.fuse(tokens)))
 
     def read() -> None:
         language_model(inputs_embeds=embeds, attention_mask=look, use_cache=False)
 
     return [
-        _row("project", "", [project], lambda: project(fused), trains, "", grid),
+        _row("project", "", [vision.fuse, project], join, trains, "", vision.reduce.out),
         _row("language_model", "", [language_model, model.lm_head], read, trains, "", None),
     ]
 
@@ -108,10 +112,10 @@ def _row(
     run: Callable[[], Any],
     trains: Sequence[str],
     layers: str,
-    grid: tuple[int, int] | None,
+    tokens: Tokens | None,
 ) -> Row:
     parameters = sum(p.numel() for p in nn.ModuleList(modules).parameters())
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+    with FlopCounterMode(display=False) as counter:
         run()
     return Row(
         part,
@@ -120,8 +124,8 @@ def _row(
         parameters if part in trains else 0,
         counter.get_total_flops(),
         layers,
-        grid,
-        None if grid is None else grid[0] * grid[1],
+        None if tokens is None else tokens.grid,
+        None if tokens is None else tokens.count,
     )
 
 

@@ -1,65 +1,132 @@
-"""Merging strategies, alignments, fuses and projections: modules that take numbers, never configs.
+"""Merging strategies: the patch tokens of several layers of one encoder, `[layer](b n d)`, into one `(b n d)` (section 3.2
+of the paper, and beyond it in `merge_more.py`).
 
-A merge turns the patch tokens of several layers of one encoder, `[layer](b n d)`, into one `(b n d)` (section 3.2 of
-the paper). An alignment is what stands between one encoder's merge and the fuse. To add a row: write the module (its
-keyword-only arguments are its options in a config) and name it in the table below it.
+A merge is a fold: it takes the asked layers in ascending order, one at a time, so that an encoder can hand each over as its
+block finishes and nothing but the sum so far is held. Where no gradient is wanted, the sum is updated in place, at the cost
+of at most one more feature map. Keyword-only arguments of a merge are its options in a config; to add one, write the module
+and name it in `merges.MERGES`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import pairwise
+from collections.abc import Collection, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from .names import choice
+from .tokens import Grid, Tokens
 
 ORDERS = ("linear(ln)", "ln(linear)")
 SHARES = ("per-layer", "shared")
 WEIGHTS = ("softmax", "free")
 
 
-class Mean(nn.Module):
-    """The mean over the asked layers: Mean(half), Mean(all); over one layer, that layer itself."""
+class Merge(nn.Module):
+    """What every merge is. layers: how many are asked. dim: channels. grid: rows and columns of patches.
 
-    def __init__(self, layers: int, dim: int):
+    out: what it gives. weights: (layers,), the share of each asked layer in ascending order; None where it has no such
+    numbers.
+    """
+
+    def __init__(self, layers: int, dim: int, grid: Grid = (1, 1)):
         super().__init__()
         self.layers = layers
         self.dim = dim
+        self.grid = grid
+        self.out = Tokens.of(grid, dim)
+
+    @property
+    def weights(self) -> Tensor | None:
+        """(layers,) as they are now, or None."""
+        return None
+
+    def weights_without(self, off: Collection[int]) -> Tensor | None:
+        """The weights with those at the places `off` (0-based) at 0 and the others as much larger as keeps their sum."""
+        weights = self.weights
+        if weights is None or not off:
+            return weights
+        on = weights.masked_fill(_places(off, weights), 0.0)
+        return on * (weights.sum() / on.sum())
+
+    def step(self, merged: Any, index: int, state: Tensor, weights: Tensor | None) -> Any:
+        """What is merged so far (None at first) and the index-th asked layer (b, n, d) -> what is merged then. It must not
+        write to `state`."""
+        raise NotImplementedError
+
+    def finish(self, merged: Any) -> Tensor:
+        """What is merged after the last layer, as tokens."""
+        return merged
+
+    def forward(self, states: Sequence[Tensor], off: Collection[int] = ()) -> Tensor:
+        """[layer](b n d) -> (b n d). off: places (0-based) of asked layers that are left out, not all of them."""
+        fold = Fold(self, off)
+        for index, state in enumerate(states):
+            fold.take(index, state)
+        return fold.result()
+
+
+class Fold:
+    """One run of a merge over its layers; `take` is what `encoders.stream_layers` calls."""
+
+    def __init__(self, merge: Merge, off: Collection[int] = ()):
+        self.merge = merge
+        self.off = off
+        self.weights = merge.weights_without(off)
+        self.merged: Any = None
+
+    def take(self, index: int, state: Tensor) -> None:
+        """The index-th asked layer's tokens (b, n, d)."""
+        if index not in self.off:
+            self.merged = self.merge.step(self.merged, index, state, self.weights)
+
+    def result(self) -> Tensor:
+        """The merged tokens."""
+        return self.merge.finish(self.merged)
+
+
+def _places(off: Collection[int], weights: Tensor) -> Tensor:
+    """(layers,) True where off."""
+    return torch.tensor([index in off for index in range(len(weights))], device=weights.device)
+
+
+def in_place(state: Tensor) -> bool:
+    """Whether sums may be updated in place: nobody differentiates, and dtypes are what they say."""
+    return not torch.is_grad_enabled() and not torch.is_autocast_enabled(state.device.type)
+
+
+class Mean(Merge):
+    """The mean over the asked layers: Mean(half), Mean(all); over one layer, that layer itself."""
 
     @property
     def weights(self) -> Tensor:
         """(layers,), each 1 / layers."""
-        return torch.full((self.layers,), 1 / self.layers)
+        return torch.full((self.layers,), 1 / self.layers, device="cpu")
 
-    def forward(self, states: Sequence[Tensor]) -> Tensor:
-        """[layer](b n d) -> (b n d)."""
-        return states[0] if self.layers == 1 else torch.stack(tuple(states)).mean(dim=0)
+    def weights_without(self, off: Collection[int]) -> Tensor:
+        """(layers,) as in `Merge`; a plain count, so exact."""
+        on = [0.0 if index in off else 1.0 for index in range(self.layers)]
+        return torch.tensor(on, device="cpu") / sum(on)
+
+    def step(self, merged: Tensor | None, index: int, state: Tensor, weights: Tensor) -> Tensor:
+        weight = float(weights[index])
+        if merged is None:
+            return state if weight == 1 else state * weight
+        return torch.add(merged, state, alpha=weight, out=merged if in_place(state) else None)
 
 
-class LLNLayerscale(nn.Module):
-    """LLN-Layerscale: `sum_i w_i * LLN_i(z_i)`, w learned.
+class Layerscale(Merge):
+    """Layerscale: `sum_i w_i * z_i`, w learned, summing to 1.
 
-    The paper leaves three points open; the first value of each is the default.
-    order: "linear(ln)" is Linear(LN(z)), as in the equation; "ln(linear)" is LN(Linear(z)), as in the words.
-    share: "per-layer" gives each layer its own LN and Linear; "shared" uses one pair for all.
-    weight: "softmax" of logits that start at 0, so uniform, positive and summing to 1; "free" starts at 1 / layers and
-    is not constrained.
+    weight: "softmax" of logits that start at 0, so uniform, positive and summing to 1; "free" starts at 1 / layers and is
+    not constrained.
     """
 
-    def __init__(
-        self, layers: int, dim: int, *, order: str = "linear(ln)", share: str = "per-layer", weight: str = "softmax"
-    ):
-        super().__init__()
-        self.layers = layers
-        self.dim = dim
-        self.order = choice(order, of=ORDERS, what="order of lln-layerscale")
-        self.share = choice(share, of=SHARES, what="share of lln-layerscale")
-        self.weight = choice(weight, of=WEIGHTS, what="weight of lln-layerscale")
-        pairs = 1 if share == "shared" else layers
-        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(pairs))
-        self.linears = nn.ModuleList(nn.Linear(dim, dim) for _ in range(pairs))
+    def __init__(self, layers: int, dim: int, grid: Grid = (1, 1), *, weight: str = "softmax"):
+        super().__init__(layers, dim, grid)
+        self.weight = choice(weight, of=WEIGHTS, what="weight of the merge")
         self.logits = nn.Parameter(torch.full((layers,), self.first_logit))
 
     @property
@@ -72,84 +139,64 @@ class LLNLayerscale(nn.Module):
         """(layers,): the weight of each asked layer, in ascending order of layers."""
         return self.logits.softmax(dim=0) if self.weight == "softmax" else self.logits
 
-    def forward(self, states: Sequence[Tensor]) -> Tensor:
-        """[layer](b n d) -> (b n d)."""
-        weights = self.weights
-        merged = weights[0] * self.lln(0, states[0])
-        for index in range(1, self.layers):
-            merged = merged + weights[index] * self.lln(index, states[index])
-        return merged
+    def step(self, merged: Tensor | None, index: int, state: Tensor, weights: Tensor) -> Tensor:
+        if merged is None:
+            return weights[index] * state
+        if in_place(state):
+            return merged.addcmul_(state, weights[index])
+        return merged + weights[index] * state
+
+
+class LLNLayerscale(Layerscale):
+    """LLN-Layerscale: `sum_i w_i * LLN_i(z_i)`, w learned: COMM's merge.
+
+    The paper leaves three points open; the first value of each is the default.
+    order: "linear(ln)" is Linear(LN(z)), as in the equation; "ln(linear)" is LN(Linear(z)), as in the words.
+    share: "per-layer" gives each layer its own LN and Linear; "shared" uses one pair for all.
+    weight: as in Layerscale.
+    """
+
+    def __init__(
+        self, layers: int, dim: int, grid: Grid = (1, 1), *, order: str = "linear(ln)", share: str = "per-layer",
+        weight: str = "softmax",
+    ):  # fmt: skip
+        super().__init__(layers, dim, grid, weight=weight)
+        self.order = choice(order, of=ORDERS, what="order of the merge")
+        self.share = choice(share, of=SHARES, what="share of the merge")
+        pairs = 1 if share == "shared" else layers
+        self.norms = nn.ModuleList(nn.LayerNorm(dim) for _ in range(pairs))
+        self.linears = nn.ModuleList(nn.Linear(dim, dim) for _ in range(pairs))
+
+    def pair(self, index: int) -> tuple[nn.LayerNorm, nn.Linear]:
+        """LN and Linear of the index-th asked layer (0-based)."""
+        place = 0 if self.share == "shared" else index
+        return self.norms[place], self.linears[place]  # type: ignore[return-value]
 
     def lln(self, index: int, state: Tensor) -> Tensor:
         """LLN of the index-th asked layer (0-based): (b n d) -> (b n d)."""
-        pair = 0 if self.share == "shared" else index
-        norm, linear = self.norms[pair], self.linears[pair]
+        norm, linear = self.pair(index)
         return linear(norm(state)) if self.order == "linear(ln)" else norm(linear(state))
 
+    def step(self, merged: Tensor | None, index: int, state: Tensor, weights: Tensor) -> Tensor:
+        if not in_place(state):
+            scaled = weights[index] * self.lln(index, state)
+            return scaled if merged is None else merged + scaled
+        if merged is None:
+            merged = torch.zeros(state.shape, dtype=state.dtype, device=state.device)
+        # A state without its prefix tokens is contiguous image by image only; LayerNorm would copy it as a whole.
+        whole = state.is_contiguous()
+        for total, tokens in zip(merged[None] if whole else merged, state[None] if whole else state, strict=True):
+            self._add(total.flatten(0, -2), tokens.flatten(0, -2), index, weights[index])
+        return merged
 
-MERGES: dict[str, Callable[..., nn.Module]] = {"mean": Mean, "lln-layerscale": LLNLayerscale}
-
-
-class Identity(nn.Module):
-    """No alignment."""
-
-    def __init__(self, dim: int):
-        super().__init__()
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        return tokens
-
-
-class Linear(nn.Linear):
-    """One linear layer, `dim -> dim`, or `dim -> out` as a projection."""
-
-    def __init__(self, dim: int, out: int | None = None):
-        super().__init__(dim, dim if out is None else out)
-
-
-class MLP(nn.Sequential):
-    """`hidden` hidden layers of `ratio * dim`: Linear(d, r d), GELU, [Linear(r d, r d), GELU]..., Linear(r d, d).
-
-    The defaults are Table 6's best row for DINOv2, "2 MLP, ratio 4", read as two hidden layers. COMM's own setting is
-    not stated in the paper.
-    """
-
-    def __init__(self, dim: int, *, hidden: int = 2, ratio: float = 4.0):
-        if hidden < 1 or ratio <= 0:
-            raise ValueError(f"mlp has hidden={hidden}, ratio={ratio}: it needs hidden >= 1 and ratio > 0")
-        super().__init__(*_stack([dim, *[round(dim * ratio)] * hidden, dim]))
-
-
-class ProjectionMLP(nn.Sequential):
-    """LLaVA-1.5's projection: Linear(in, out), GELU, Linear(out, out); `hidden` hidden layers as wide as the output."""
-
-    def __init__(self, dim: int, out: int, *, hidden: int = 1):
-        if hidden < 1:
-            raise ValueError(f"mlp has hidden={hidden}: it needs hidden >= 1")
-        super().__init__(*_stack([dim, *[out] * hidden, out]))
-
-
-def _stack(widths: list[int]) -> list[nn.Module]:
-    modules: list[nn.Module] = []
-    for inside, outside in pairwise(widths):
-        modules += [nn.GELU(), nn.Linear(inside, outside)]
-    return modules[1:]
-
-
-ALIGNS: dict[str, Callable[..., nn.Module]] = {"identity": Identity, "linear": Linear, "mlp": MLP}
-PROJECTS: dict[str, Callable[..., nn.Module]] = {"linear": Linear, "mlp": ProjectionMLP}
-
-
-class ChannelConcat(nn.Module):
-    """Concatenation along channels: N tokens stay N, their width is the sum of the branches' widths."""
-
-    def __init__(self, dims: Sequence[int]):
-        super().__init__()
-        self.dim = sum(dims)
-
-    def forward(self, tokens: Sequence[Tensor]) -> Tensor:
-        """[branch](b n d_i) -> (b n sum d_i)."""
-        return torch.cat(tuple(tokens), dim=-1)
-
-
-FUSES: dict[str, Callable[..., nn.Module]] = {"channel-concat": ChannelConcat}
+    def _add(self, total: Tensor, tokens: Tensor, index: int, weight: Tensor) -> None:
+        """total (m, d) += weight * LLN(tokens (m, d)), with one feature map of working memory."""
+        norm, linear = self.pair(index)
+        if self.order == "linear(ln)":  # the weight goes into LN's own scale and shift, which are d numbers each
+            scaled = F.layer_norm(tokens, norm.normalized_shape, norm.weight * weight, norm.bias * weight, norm.eps)
+            total.addmm_(scaled, linear.weight.T).add_(linear.bias * weight)
+            return
+        for part, piece in zip(total.chunk(2), tokens.chunk(2), strict=True):
+            part.add_(
+                F.layer_norm(linear(piece), norm.normalized_shape, norm.weight * weight, norm.bias * weight, norm.eps)
+            )

@@ -14,10 +14,11 @@ from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
 from .config import CommConfig
-from .merge import PROJECTS
-from .vision import CommVisionModel, initialise, without_kind
+from .knock_out import KnockOut
+from .vision import CommVisionModel, initialise
 
 PARTS = ("encoders", "merge", "align", "project", "language_model")
+"""What a recipe trains or freezes. The projection's part has the fuse's own weights, where it has any."""
 
 
 @dataclass
@@ -63,12 +64,7 @@ class CommModel(CommPreTrainedModel):
     def __init__(self, config: CommConfig):
         super().__init__(config)
         self.vision_tower = CommVisionModel(config.vision_config)  # type: ignore[arg-type]
-        project: dict[str, Any] = config.project  # type: ignore[assignment]
-        self.multi_modal_projector = PROJECTS[project["kind"]](
-            config.vision_config.hidden_size,  # type: ignore[union-attr]
-            config.text_config.hidden_size,  # type: ignore[union-attr]
-            **without_kind(project),
-        )
+        self.multi_modal_projector = config.make_project()
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
@@ -82,9 +78,14 @@ class CommModel(CommPreTrainedModel):
         self.language_model.set_input_embeddings(value)
 
     @can_return_tuple
-    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """(images, P) -> last_hidden_state (images, N, fused width), pooler_output [image](N, hidden)."""
-        fused = self.vision_tower(pixel_values).last_hidden_state
+    def get_image_features(
+        self, pixel_values: Tensor, knock_out: KnockOut | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """(images, P) -> last_hidden_state (images, N, fused width), pooler_output [image](N, hidden).
+
+        knock_out: encoders and layers that are switched off; see `CommVisionModel.forward`.
+        """
+        fused = self.vision_tower(pixel_values, knock_out=knock_out).last_hidden_state
         tokens = self.multi_modal_projector(fused)
         return BaseModelOutputWithPooling(last_hidden_state=fused, pooler_output=list(tokens))  # type: ignore[arg-type]
 
@@ -118,11 +119,13 @@ class CommModel(CommPreTrainedModel):
         past_key_values: Cache | None = None,
         inputs_embeds: Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        knock_out: KnockOut | None = None,
         **kwargs: Any,
     ) -> CommModelOutput:
         """input_ids (b, n), pixel_values (images, P), attention_mask (b, n) or (b, 1, n, n) bool, True: may look there.
 
-        mm_encoder_outputs: {"image": what get_image_features gave}, in place of pixel_values.
+        mm_encoder_outputs: {"image": what get_image_features gave}, in place of pixel_values. knock_out: encoders and layers
+        that are switched off in pixel_values' reading; see `CommVisionModel.forward`.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give exactly one of input_ids and inputs_embeds")
@@ -131,7 +134,7 @@ class CommModel(CommPreTrainedModel):
             raise ValueError("give pixel_values or mm_encoder_outputs, not both")
         embeds = self.get_input_embeddings()(input_ids) if inputs_embeds is None else inputs_embeds
         if pixel_values is not None:
-            images = self.get_image_features(pixel_values, return_dict=True)
+            images = self.get_image_features(pixel_values, knock_out=knock_out, return_dict=True)
         features = None
         if images is not None:
             features = torch.cat(list(images.pooler_output))  # type: ignore[arg-type]
@@ -195,9 +198,14 @@ class CommForConditionalGeneration(CommPreTrainedModel, GenerationMixin):
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
         self.lm_head = new_embeddings
 
-    def get_image_features(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutputWithPooling:
-        """(images, P) -> last_hidden_state (images, N, fused width), pooler_output [image](N, hidden)."""
-        return self.model.get_image_features(pixel_values, **kwargs)
+    def get_image_features(
+        self, pixel_values: Tensor, knock_out: KnockOut | None = None, **kwargs: Any
+    ) -> BaseModelOutputWithPooling:
+        """(images, P) -> last_hidden_state (images, N, fused width), pooler_output [image](N, hidden).
+
+        knock_out: encoders and layers that are switched off; see `CommVisionModel.forward`.
+        """
+        return self.model.get_image_features(pixel_values, knock_out=knock_out, **kwargs)
 
     def parts(self) -> dict[str, nn.Module]:
         """The parts that a recipe trains or freezes, every parameter in exactly one (tied ones once): see `PARTS`."""
@@ -207,7 +215,7 @@ class CommForConditionalGeneration(CommPreTrainedModel, GenerationMixin):
             "encoders": nn.ModuleList(vision.encoder(name) for name in vision.config.names),
             "merge": nn.ModuleList(branch.merge for branch in branches),  # type: ignore[union-attr]
             "align": nn.ModuleList(branch.align for branch in branches),  # type: ignore[union-attr]
-            "project": self.model.multi_modal_projector,
+            "project": nn.ModuleList([vision.fuse, self.model.multi_modal_projector]),
             "language_model": nn.ModuleList([self.model.language_model, self.lm_head]),
         }
 
@@ -227,6 +235,7 @@ class CommForConditionalGeneration(CommPreTrainedModel, GenerationMixin):
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
+        knock_out: KnockOut | None = None,
         **kwargs: Any,
     ) -> CommCausalLMOutput:
         """As `CommModel.forward`; labels (b, n), -100 where not supervised, are shifted here.
@@ -242,6 +251,7 @@ class CommForConditionalGeneration(CommPreTrainedModel, GenerationMixin):
             past_key_values=past_key_values,
             inputs_embeds=inputs_embeds,
             mm_encoder_outputs=mm_encoder_outputs,
+            knock_out=knock_out,
             **kwargs,
         )
         logits = self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep))

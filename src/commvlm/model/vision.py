@@ -1,8 +1,7 @@
-"""The visual branches: encoder -> merge -> align, then fuse."""
+"""The visual half as a model: every encoder's layers into its branch as they come, then fuse, then reduce."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,14 +10,12 @@ from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
 
+from .branches import Branch, make_fuse, make_reduce
 from .config import CommVisionConfig
-from .encoders import freeze, new_encoder, read_layers
-from .merge import ALIGNS, FUSES, MERGES, LLNLayerscale
-
-
-def without_kind(spec: dict[str, Any]) -> dict[str, Any]:
-    """The options of a settled choice."""
-    return {name: value for name, value in spec.items() if name != "kind"}
+from .encoders import freeze, new_encoder, read_layers, stream_layers
+from .knock_out import KnockOut, parse_knock_out
+from .merge import Layerscale
+from .merge_more import LayerAttention
 
 
 def initialise(module: nn.Module) -> None:
@@ -27,29 +24,22 @@ def initialise(module: nn.Module) -> None:
     They scale with a layer's width; the library's constant 0.02 makes narrow layers nearly silent. Weights that came
     from a checkpoint are left alone.
     """
-    if isinstance(module, nn.Linear):
-        bound = module.in_features**-0.5
+    if isinstance(module, nn.Linear | nn.Conv2d):
+        bound = module.weight[0].numel() ** -0.5
         init.uniform_(module.weight, -bound, bound)
         if module.bias is not None:
             init.uniform_(module.bias, -bound, bound)
-    elif isinstance(module, nn.LayerNorm):
+    elif isinstance(module, nn.LayerNorm | nn.BatchNorm2d):
         init.ones_(module.weight)
         init.zeros_(module.bias)
-    elif isinstance(module, LLNLayerscale):
+        if isinstance(module, nn.BatchNorm2d):
+            init.zeros_(module.running_mean)  # pyright: ignore[reportArgumentType]
+            init.ones_(module.running_var)  # pyright: ignore[reportArgumentType]
+            init.zeros_(module.num_batches_tracked)  # pyright: ignore[reportArgumentType]
+    elif isinstance(module, Layerscale):
         init.constant_(module.logits, module.first_logit)
-
-
-class Branch(nn.Module):
-    """What is trained of one encoder's branch: merge -> align."""
-
-    def __init__(self, *, layers: int, dim: int, merge: dict[str, Any], align: dict[str, Any]):
-        super().__init__()
-        self.merge = MERGES[merge["kind"]](layers, dim, **without_kind(merge))
-        self.align = ALIGNS[align["kind"]](dim, **without_kind(align))
-
-    def forward(self, states: Sequence[Tensor]) -> Tensor:
-        """[layer](b n d) -> (b n d)."""
-        return self.align(self.merge(states))
+        if isinstance(module, LayerAttention):
+            init.zeros_(module.queries)
 
 
 class CommVisionModel(PreTrainedModel):
@@ -71,20 +61,12 @@ class CommVisionModel(PreTrainedModel):
 
     def __init__(self, config: CommVisionConfig):
         super().__init__(config)
-        self.branches = nn.ModuleDict()
-        for branch in config.branches or []:
-            name = branch["name"]
-            encoder_config = config.encoder_config(name)
-            self.add_module(f"enc_{name}", new_encoder(encoder_config))
-            self.branches[name] = Branch(
-                layers=len(branch["layers"]),
-                dim=encoder_config.hidden_size,  # type: ignore[attr-defined]
-                merge=branch["merge"],
-                align=branch["align"],
-            )
-        fuse: dict[str, Any] = config.fuse  # type: ignore[assignment]
-        dims = [config.encoder_config(name).hidden_size for name in config.names]  # type: ignore[attr-defined]
-        self.fuse = FUSES[fuse["kind"]](dims, **without_kind(fuse))
+        branches: list[Branch] = config.make_branches() if config.branches else []
+        for name in config.names:
+            self.add_module(f"enc_{name}", new_encoder(config.encoder_config(name)))
+        self.branches = nn.ModuleDict(dict(zip(config.names, branches, strict=True)))
+        self.fuse = make_fuse(config.fuse, branches)  # type: ignore[arg-type]
+        self.reduce = make_reduce(config.reduce, self.fuse.out)  # type: ignore[arg-type]
         self.post_init()
 
     def _init_weights(self, module: nn.Module) -> None:
@@ -122,17 +104,45 @@ class CommVisionModel(PreTrainedModel):
             )
         return states
 
-    def forward(self, pixel_values: Tensor, **kwargs: Any) -> BaseModelOutput:
-        """(images, P) -> last_hidden_state (images, N, hidden_size)."""
-        states = self.read(pixel_values)
-        tokens = [branch(states[name]) for name, branch in self.branches.items()]
-        return BaseModelOutput(last_hidden_state=self.fuse(tokens))
+    def branch_tokens(self, setting: dict[str, Any], pixels: Tensor, off: frozenset[int]) -> Tensor:
+        """One branch: pixels (images, 3, S, S) -> (images, n, d), each layer merged as its block finishes."""
+        encoder, branch = self.encoder(setting["name"]), self.branches[setting["name"]]
+        fold = branch.fold(off)  # type: ignore[operator]
+        stream_layers(
+            encoder,
+            pixels.to(encoder.dtype),
+            layers=setting["layers"],
+            take=fold.take,
+            final_norm=setting["final_norm"],
+        )
+        return branch.finish(fold.result())  # type: ignore[operator]
+
+    def forward(self, pixel_values: Tensor, knock_out: KnockOut | None = None, **kwargs: Any) -> BaseModelOutput:
+        """(images, P) -> last_hidden_state (images, N, hidden_size).
+
+        knock_out: encoders and layers that are switched off, such as "dinov2" or ["clip:1-8"]; the weights of the layers that
+        stay are made larger to the same sum, an encoder that is off is not run. Raises ValueError for what there is not.
+        """
+        off = self.off(knock_out)
+        tokens = []
+        for setting, pixels in zip(self.config.branches or [], self.split_pixels(pixel_values), strict=True):
+            places = off[setting["name"]]
+            every = len(places) == len(setting["layers"])
+            tokens.append(None if every else self.branch_tokens(setting, pixels, places))
+        return BaseModelOutput(last_hidden_state=self.reduce(self.fuse(tokens)))
+
+    def off(self, knock_out: KnockOut | None) -> dict[str, frozenset[int]]:
+        """What is switched off: see `knock_out.parse_knock_out`."""
+        branches = self.config.branches or []
+        layers = {branch["name"]: branch["layers"] for branch in branches}
+        return parse_knock_out(knock_out, layers, {branch["name"]: branch["depth"] for branch in branches})
 
     @torch.no_grad()
     def layer_weights(self) -> dict[str, dict[int, float]]:
-        """Each encoder's layer weights as they are now: name -> {layer number: weight}."""
+        """Each encoder's layer weights as they are now: name -> {layer number: weight}; empty for a merge without any."""
         weights = {}
         for branch in self.config.branches or []:
             merge: Any = self.branches[branch["name"]].merge
-            weights[branch["name"]] = dict(zip(branch["layers"], merge.weights.tolist(), strict=True))
+            values = [] if merge.weights is None else merge.weights.tolist()
+            weights[branch["name"]] = dict(zip(branch["layers"], values, strict=False))
         return weights

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 from importlib import resources
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from ..data.dialogue import CHAT_TEMPLATE
-from ..model.build import EncoderSpec, build_model, build_processor
+from ..model.build import build_model, build_processor
 from ..model.checkpoints import CheckpointError
 from ..model.modeling import CommForConditionalGeneration
 from ..model.processing import CommProcessor
+from ..model.spec import EncoderSpec
 from .keys import nearest_key
 from .recipe import Encoder, Model
 
@@ -40,6 +42,18 @@ def encoder_spec(encoder: Encoder) -> EncoderSpec:
     return EncoderSpec(**{**dataclasses.asdict(encoder), "checkpoint": located(encoder.checkpoint)})
 
 
+def model_settings(model: Model) -> dict[str, Any]:
+    """A recipe's model as what `model.spec.build_config` and `model.build.build_model` take."""
+    return {
+        "encoders": [encoder_spec(encoder) for encoder in model.encoders],
+        "language_model": located(model.language_model),
+        "fuse": model.fuse,
+        "reduce": model.reduce,
+        "project": model.project,
+        "pad_color": model.pad_color,
+    }
+
+
 def load_tokenizer(checkpoint: str) -> PreTrainedTokenizerBase:
     """The language model's tokenizer. Raises CheckpointError where none is to be had."""
     name = located(checkpoint)
@@ -57,14 +71,5 @@ def assemble(
 ) -> tuple[CommForConditionalGeneration, CommProcessor]:
     """The recipe's model and its processor, chat template included; see `model.build.build_model` for `weights`."""
     tokenizer = load_tokenizer(recipe.language_model)
-    model = build_model(
-        [encoder_spec(encoder) for encoder in recipe.encoders],
-        language_model=located(recipe.language_model),
-        fuse=recipe.fuse,
-        project=recipe.project,
-        weights=weights,
-        tokenizer=tokenizer,
-        seed=seed,
-        dtype=dtype,
-    )
+    model = build_model(**model_settings(recipe), weights=weights, tokenizer=tokenizer, seed=seed, dtype=dtype)
     return model, build_processor(model.config, tokenizer, chat_template=CHAT_TEMPLATE)

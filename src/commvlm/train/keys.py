@@ -52,6 +52,18 @@ def check_keys(content: Any, kind: Any, *, where: str, key: str = "") -> None:
         check_keys(value, known[name], where=where, key=dotted)
 
 
+def merged(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """The values above on top of those below: mappings key by key, everything else as a whole.
+
+    A mapping with a `kind` is one choice with its options, and a whole.
+    """
+    result = dict(below)
+    for key, value in above.items():
+        both = isinstance(value, Mapping) and isinstance(result.get(key), Mapping) and "kind" not in value
+        result[key] = merged(result[key], value) if both else value
+    return result
+
+
 def override(content: Mapping[str, Any], options: Sequence[str], kind: Any) -> dict[str, Any]:
     """The content with options such as `--train.seed 1`, `--train.seed=1` and `--train.stages.align.steps 3` set in it.
 

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import yaml
 
-from .keys import COMMAND_LINE, RecipeError, check_keys, fields_of, override
+from .keys import COMMAND_LINE, RecipeError, check_keys, fields_of, merged, override
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,18 @@ class Encoder:
 
 @dataclass(frozen=True)
 class Model:
-    """encoders -> fuse -> project -> language_model (hub id, folder, or "micro:lm")."""
+    """encoders -> fuse -> reduce -> project -> language_model (hub id, folder, or "micro:lm").
+
+    fuse: a kind, or {kind: ..., options}; its option `grid` (an encoder's name, a side, or [rows, columns]) is what encoders
+    of other grids are resampled to. reduce: "none", "pixel-shuffle" or "pool". pad_color: RGB of what makes an image square.
+    """
 
     encoders: list[Encoder]
     language_model: str
     fuse: str | dict[str, Any] = "channel-concat"
+    reduce: str | dict[str, Any] = "none"
     project: str | dict[str, Any] = "linear"
+    pad_color: list[int] = field(default_factory=lambda: [255, 255, 255])
 
 
 @dataclass(frozen=True)
@@ -69,11 +75,18 @@ class Source:
 @dataclass(frozen=True)
 class Data:
     """root: the folder that all paths are under (the recipe's own by default). group: questions about one image that are
-    drawn, and packed behind it, together; 1 draws each on its own. pixels: "given", or "grey" for the blind control."""
+    drawn, and packed behind it, together; 1 draws each on its own. pixels: "given", or "grey" for the blind control.
+    mixes: trees over the sources by name, for the stages (see `commvlm.data.mix`). prompts: "short" (what the micro world's
+    language model knows) or "wide". faults: what becomes of entries, images and dialogues that cannot be used: "refuse", or
+    "skip", which leaves them out, counts them and trains on others. workers: processes that read ahead."""
 
     sources: list[Source] = field(default_factory=list)
     root: str = ""
     group: int = 1
+    mixes: dict[str, Any] = field(default_factory=dict)
+    prompts: Literal["short", "wide"] = "short"
+    faults: Literal["refuse", "skip"] = "refuse"
+    workers: int = 0
     pixels: Literal["given", "grey"] = "given"
 
 
@@ -81,7 +94,8 @@ class Data:
 class Stage:
     """trains: part -> learning rate; every part that is not named is frozen. Parts: merge, align, project,
     language_model (encoders are always frozen). batch: images of one update; micro_batch: how many of them at once.
-    weights: source -> weight, in place of the sources' own. decay: AdamW's weight decay."""
+    weights: source -> weight, in place of the sources' own. mix: one of data.mixes, in place of weights.
+    decay: AdamW's weight decay."""
 
     name: str
     steps: int
@@ -91,6 +105,7 @@ class Stage:
     warmup: float = 0.03
     schedule: Literal["cosine", "linear", "constant", "constant_with_warmup"] = "cosine"
     weights: dict[str, float] = field(default_factory=dict)
+    mix: str = ""
     decay: float = 0.0
     clip: float = 1.0
 
@@ -158,15 +173,12 @@ def find_recipe(name: str | Path) -> Path:
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     """The recipe of a YAML file, with command-line overrides such as `--train.seed 1` on top (see `keys.override`).
 
-    data.root is made absolute: relative to where the command runs when overridden, to the recipe's folder in the file.
-    Raises RecipeError with file, key and the nearest valid one.
+    A file that says `extends: other.yaml` is that recipe (a path from its own folder, or a shipped one's name) with its own
+    keys on top: mappings key by key, everything else as a whole. data.root is made absolute: relative to where the command
+    runs when overridden, to the recipe's folder in the file. Raises RecipeError with file, key and the nearest valid one.
     """
     path = find_recipe(name)
-    content = read_yaml(path)
-    check_keys(content, Recipe, where=path.name)
-    root = content.setdefault("data", {}).setdefault("root", "")
-    if isinstance(root, str):  # another type is told below
-        content["data"]["root"] = str((path.parent / root).resolve())
+    content = _read(path, ())
     if not overrides:
         return _parse(content, path.name)
     changed = override(content, overrides, Recipe)
@@ -175,6 +187,25 @@ def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
     except RecipeError:
         _parse(content, path.name)  # the file's own fault is told as such
         raise
+
+
+def _read(path: Path, below: tuple[Path, ...]) -> dict[str, Any]:
+    """A file's content on top of what it extends, its paths absolute. below: the files that led here."""
+    if path in below:
+        raise RecipeError(f"{path}: extends itself, by way of {', '.join(p.name for p in below)}")
+    content = read_yaml(path)
+    extends = content.pop("extends", None)
+    check_keys(content, Recipe, where=path.name)
+    data = content.get("data", {})
+    rooted = isinstance(data, dict) and ("root" in data or extends is None)
+    if rooted and isinstance(data.get("root", ""), str):  # other types are told later
+        content["data"] = {**data, "root": str((path.parent / data.get("root", "")).resolve())}
+    if extends is None:
+        return content
+    if not isinstance(extends, str):
+        raise RecipeError(f"{path.name}: extends must name a recipe, it is {extends!r}")
+    beside = path.parent / extends
+    return merged(_read(beside if beside.is_file() else find_recipe(extends), (*below, path)), content)
 
 
 def read_yaml(path: Path) -> dict[str, Any]:

@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from transformers import TrainingArguments
 from ..data.collate import Collator
 from ..data.example import Example
 from ..data.images import GreyImages
+from ..data.spares import Spares
 from ..model.attention import NAME as SHARED_PREFIX
 from ..model.modeling import CommForConditionalGeneration
 from ..model.processing import CommProcessor
@@ -27,6 +29,8 @@ from .sources import named_examples, stage_mixture
 from .trainer import StageTrainer, check_trained, checkpoints, parts_table, settle_parts
 from .whole import save_whole, write_text, writing
 
+LEFT_OUT = "left_out.jsonl"
+"""Groups that could not be used, with data.faults skip; others were trained on in their place."""
 MEASURED = 8
 """Rows of the first batch on which the visual tokens' size is measured, however the batch is cut up."""
 
@@ -80,7 +84,7 @@ def _micro_batch(stage: Stage) -> int:
 def _train(recipe: Recipe, out: Path, weights: str) -> None:
     began = time.monotonic()
     torch.manual_seed(recipe.train.seed)
-    examples = named_examples(recipe.data.sources, Path(recipe.data.root))
+    examples = named_examples(recipe.data.sources, Path(recipe.data.root), faults=recipe.data.faults)
     model, processor = assemble(recipe.model, weights=weights, seed=recipe.train.seed)
     parts: dict[str, Any] = {}
     for stage in recipe.train.stages:
@@ -103,13 +107,14 @@ def _train(recipe: Recipe, out: Path, weights: str) -> None:
         "stages": parts,
         "layer_weights": model.layer_weights(),
         "images": recipe.data.pixels,
+        "left_out": len((out / LEFT_OUT).read_text().splitlines()) if (out / LEFT_OUT).exists() else 0,
     }
     write_text(out / "run.json", json.dumps(facts, indent=1))
 
 
 def run_stage(
     recipe: Recipe, stage: Stage, model: CommForConditionalGeneration, processor: CommProcessor,
-    examples: dict[str, list[Example]], folder: Path, *, log: Path,
+    examples: Mapping[str, Sequence[Example]], folder: Path, *, log: Path,
 ) -> None:  # fmt: skip
     """One stage, from its last whole checkpoint in `folder` if there is one; the model is trained in place."""
     train = recipe.train
@@ -123,6 +128,8 @@ def run_stage(
         model.config.num_image_tokens,
         max_length=train.max_length,
         layout="blocks" if train.attention == SHARED_PREFIX else "mask",
+        geometry=images.geometry,
+        spare=None if recipe.data.faults == "refuse" else Spares(mixture, log.with_name(LEFT_OUT)),
     )
     micro = _micro_batch(stage)
     found = checkpoints(folder)
@@ -148,6 +155,7 @@ def run_stage(
         save_total_limit=train.keep,
         remove_unused_columns=False,
         dataloader_pin_memory=not cpu,
+        dataloader_num_workers=recipe.data.workers,
         disable_tqdm=True,
         report_to="none",
         log_level="error",
