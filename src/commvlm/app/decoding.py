@@ -9,8 +9,9 @@ read in one left-padded batch, and all answers grow together. A row that has sai
     prefix of image B | ...
 
 Every token sees what it would see in a prompt of its own, at the same position, so the answers are those of asking one by
-one (to the token in fp32). Models whose cache is of another kind (sliding windows, state spaces), or that take no position
-ids, are asked by the library's `generate`, whole prompts at a time.
+one (to the token in fp32). Models whose cache is of another kind (sliding windows, state spaces), that take no position ids,
+or whose generation config changes the scores (penalties, forced tokens) are asked by the library's `generate`, whole prompts
+at a time.
 """
 
 from __future__ import annotations
@@ -25,6 +26,15 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from ..model import CommForConditionalGeneration
+
+PLAIN = {
+    "repetition_penalty": (None, 1.0), "no_repeat_ngram_size": (None, 0), "encoder_repetition_penalty": (None, 1.0),
+    "encoder_no_repeat_ngram_size": (None, 0), "bad_words_ids": (None,), "begin_suppress_tokens": (None,),
+    "forced_bos_token_id": (None,), "forced_eos_token_id": (None,), "min_length": (None, 0), "min_new_tokens": (None, 0),
+    "sequence_bias": (None,), "guidance_scale": (None, 1.0), "exponential_decay_length_penalty": (None,),
+    "watermarking_config": (None,), "constraints": (None,),
+}  # fmt: skip
+"""Settings of a generation config that change greedy answers, and the values at which they do not."""
 
 
 @dataclass(frozen=True)
@@ -76,14 +86,15 @@ class Decoder:
         self.model, self.max_new_tokens, self.pad = model, max_new_tokens, pad
         self.device = next(model.parameters()).device
         takes = inspect.signature(model.model.language_model.forward).parameters
-        self.shares_prefixes = "position_ids" in takes and "past_key_values" in takes
+        said = {} if model.generation_config is None else model.generation_config.to_dict()
+        usual = all(said[name] in values for name, values in PLAIN.items() if name in said)
+        self.shares_prefixes = usual and "position_ids" in takes and "past_key_values" in takes
 
-    @property
-    def ends(self) -> Tensor:
-        """Ids that end an answer."""
-        config: Any = self.model.generation_config
-        ends = config.eos_token_id if config is not None else None
-        listed = [] if ends is None else [ends] if isinstance(ends, int) else list(ends)
+    def _ids(self, setting: str) -> Tensor:
+        """The ids of a setting of the model's generation config: one, several, or none."""
+        config = {} if self.model.generation_config is None else self.model.generation_config.to_dict()
+        found = config.get(setting)
+        listed = [] if found is None else [found] if isinstance(found, int) else list(found)
         return torch.tensor(listed, dtype=torch.long, device=self.device)
 
     @torch.inference_mode()
@@ -131,13 +142,14 @@ class Decoder:
         ids, mask = _left_padded(rests, self.pad)
         mask = torch.cat([mask.new_ones(len(rests), length), mask], dim=1)
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, length:]
-        alive, answers, ends = list(range(len(rests))), [[] for _ in rests], self.ends
+        alive, answers = list(range(len(rests))), [[] for _ in rests]
+        ends, never = self._ids("eos_token_id"), self._ids("suppress_tokens")
         for step in range(self.max_new_tokens):
             logits = self.model(
                 input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
                 logits_to_keep=1,
             ).logits  # fmt: skip
-            token = logits[:, -1].argmax(dim=-1)
+            token = logits[:, -1].index_fill(-1, never, -torch.inf).argmax(dim=-1)
             goes_on = ~torch.isin(token, ends)
             for row, said, on in zip(alive, token.tolist(), goes_on.tolist(), strict=True):
                 if on:
@@ -161,11 +173,13 @@ class Decoder:
         shown = [prompt.features for prompt in prompts if prompt.features is not None]
         if shown:
             embeds = self.model.model.write_images(embeds, ids, torch.cat(shown))
+        # With the ids beside them, penalties see the prompt as well.
         said = generate(
+            input_ids=ids,
             inputs_embeds=embeds, attention_mask=mask, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1,
         )  # fmt: skip
-        ends = set(self.ends.tolist())
-        return [_until(row, ends) for row in said.tolist()]
+        ends = set(self._ids("eos_token_id").tolist())
+        return [_until(row, ends) for row in said[:, ids.shape[1] :].tolist()]
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from functools import partial
 
-from ..metrics import TOKENIZERS
 from .sentences import Item, items_of, parse, references_of, score
 from .task import Record, Task
 
 SENTENCE = "sentence-"
+TOKENIZED = ("approximate", "ptb")
 
 
 def object_of(record: Record) -> Hashable:
@@ -55,6 +55,6 @@ REG = Task(
             score, task="reg", rule=f"{prefix}{name}", tokenizer=name, grouping=grouping
         )
         for prefix, grouping in (("", by_object), (SENTENCE, by_sentence))
-        for name in TOKENIZERS
+        for name in TOKENIZED
     },
 )  # fmt: skip
