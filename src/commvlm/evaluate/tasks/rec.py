@@ -72,7 +72,9 @@ def _pair(record: Record, *, rule: str) -> tuple[Box | None, Box]:
         raise ValueError(f"{record.name}: REC needs one true box, this record has {len(record.boxes)}")
     if record.width is None or record.height is None:
         raise ValueError(f"{record.name}: REC needs the image's width and height, this record has none")
-    size, true, ours = (record.width, record.height), record.boxes[0], codec_named(record.facts) is SHIKRA3
+    size, true = (record.width, record.height), record.boxes[0]
+    view = view_of(size, record.facts)
+    ours = codec_named(record.facts) is SHIKRA3 and view.window == PadSquare(*size).window
     said = _box_or_none(parse(record.text, size, record.facts))
     if rule == "shikra":
         square = PadSquare(*size)
