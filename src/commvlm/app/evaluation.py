@@ -154,6 +154,8 @@ def _write_receipt(
         earlier = read_receipt(target)
         if earlier["predictions"]["sha256"] == fresh["predictions"]["sha256"]:
             fresh |= {name: earlier[name] for name in ("made", "seconds")}
+        if earlier == fresh:
+            return
     write_json(fresh, target)
 
 

@@ -62,9 +62,11 @@ def receipt(
     extra = values.pop("extra")
     assert isinstance(extra, Mapping)
     questions = [record.question for record in records]
+    interval = None if score.interval is None else list(score.interval)
     codecs = sorted({_notation(record) for record in records})
     return {
         **values,
+        "interval": interval,
         "unwrapped": extra.get("unwrapped", 0),
         "split": split,
         "files": {name: fingerprint(path) for name, path in files.items()},
