@@ -116,9 +116,8 @@ class Decoder:
         rows = torch.tensor([images.index(prompt.image) for prompt in prompts], device=self.device)
         room = max(map(len, rests)) + self.max_new_tokens
         cache = DynamicCache()
-        cache.layers = [
-            RoomyLayer(layer.keys, layer.values, rows=rows, room=room) for layer in read.past_key_values.layers
-        ]
+        for layer in read.past_key_values.layers:
+            cache.layers.append(RoomyLayer(layer.keys, layer.values, rows=rows, room=room))
         return self._grow(cache, rests, length)
 
     def _shared(self, prompts: Sequence[Prompt]) -> int:

@@ -61,7 +61,8 @@ def _compared(task: Task, rule: str, base: Score, score: Score, records: Mapping
     shared = [id for id in score.marks if id in base.marks and id in records]
     gained = [id for id in shared if score.marks[id] > base.marks[id] + 1e-9]
     lost = [id for id in shared if score.marks[id] < base.marks[id] - 1e-9]
-    return Rescored(task.name, rule, score, *(tuple(_shown(records[id]) for id in ids) for ids in (gained, lost)))
+    shown = [tuple(_shown(records[id]) for id in ids) for ids in (gained, lost)]
+    return Rescored(task.name, rule, score, gained=shown[0], lost=shown[1])
 
 
 def _shown(record: Record) -> tuple[str, str, str]:
