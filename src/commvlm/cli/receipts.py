@@ -54,7 +54,7 @@ def _rescore(options: argparse.Namespace) -> None:
     if options.rule is not None and not tasks:
         known = dict.fromkeys(rule for task in TASKS.values() for rule in task.rules)
         raise ValueError(f"no task has a rule {options.rule!r}: choose one of {', '.join(known)}")
-    rules: dict[str, str] = {name: options.rule for name in tasks} if options.rule else {}
+    rules: dict[str, str] = dict.fromkeys(tasks, options.rule) if options.rule else {}
     scores = score(options.predictions, rules=rules)
     if options.json:
         print(json.dumps({name: found.as_json() for name, found in scores.items()}, indent=1))
