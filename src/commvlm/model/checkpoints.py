@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -67,7 +68,7 @@ def find_checkpoint(name: str) -> Checkpoint:
             return _from_facts(name)
     raise CheckpointError(
         f"checkpoint {name!r} is no folder and could not be had from the hub ({_first_line(reason)}); "
-        f"shapes known without the hub: {nearest(name, list(published_facts()))}"
+        f"shapes known without the hub: {nearest(name, get_close_matches(name, published_facts(), n=4, cutoff=0))}"
     )
 
 
