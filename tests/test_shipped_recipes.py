@@ -21,7 +21,7 @@ REAL = [name for name in shipped_recipes() if not load_recipe(name).model.langua
 
 LARGE = {"clip": 303.5e6, "dinov2": 304.4e6}  # published sizes of the vision halves, ViT-L/14
 PROMISED = {  # visual tokens, by the patches of the images that the papers feed
-    "comm-7b": 24 * 24, "comm-13b": 24 * 24, "peers/llava-1.5-7b": 24 * 24, "peers/shikra-7b": 16 * 16,
+    "comm-7b": 24 * 24, "comm-13b": 24 * 24, "peers/llava-1.5-7b": 24 * 24, "peers/shikra-7b": 16 * 16 + 2,
     "peers/prismatic-dinosiglip-7b": 27 * 27, "peers/mmvp-imof-7b": 2 * 24 * 24,
     "peers/dense-connector-sti-7b": 576 + 72 + 72, "peers/dense-connector-sci-7b": 576,
     "peers/dense-connector-dci-7b": 576, "controls/clip-336-7b": 576, "controls/clip-336-mfm-7b": 576,

@@ -11,7 +11,7 @@ from .chat import add_chat
 from .command import Parser
 from .evaluate import add_evaluate
 from .microworld import add_microworld
-from .model import add_build, add_compare, add_inspect, add_recipes
+from .model import add_build, add_compare, add_import, add_inspect, add_recipes
 from .train import add_quickstart, add_train
 
 COMMANDS = (
@@ -19,6 +19,7 @@ COMMANDS = (
     add_inspect,
     add_compare,
     add_build,
+    add_import,
     add_train,
     add_evaluate,
     add_chat,

@@ -1,4 +1,4 @@
-"""recipes, inspect, compare, build: a recipe's model."""
+"""recipes, inspect, compare, build, import: models and where they come from."""
 
 from __future__ import annotations
 
@@ -90,5 +90,30 @@ def _build(options: argparse.Namespace) -> None:
 
     model, processor = assemble(recipe.model, weights=options.weights, seed=recipe.train.seed)
     save_whole(options.out, model, processor)
+    total = sum(p.numel() for p in model.parameters())
+    print(f"{options.out}: {total:,} parameters, {model.config.num_image_tokens} visual tokens an image")
+
+
+def add_import(commands: argparse._SubParsersAction) -> None:
+    what = (
+        "turn a peer's trained checkpoint into one of ours: the same answers, read, evaluated and studied as any other"
+    )
+    example = (
+        "  commvlm import llava llava-hf/llava-1.5-7b-hf --out llava-1.5-7b\n"
+        "  commvlm import shikra shikra-7b --vision openai/clip-vit-large-patch14 --out shikra-7b-ours"
+    )
+    parser = add_command(commands, "import", _import, what, example)
+    parser.add_argument(
+        "kind", choices=("llava", "shikra"), help="llava: the library's format; shikra: with its delta added"
+    )
+    parser.add_argument("path", help="hub id or folder, weights as safetensors")
+    parser.add_argument("--vision", help="shikra's CLIP, by hub id or folder; the one that it names by default")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the new checkpoint")
+
+
+def _import(options: argparse.Namespace) -> None:
+    from ..app.importing import import_checkpoint
+
+    model = import_checkpoint(options.kind, options.path, options.out, vision=options.vision)
     total = sum(p.numel() for p in model.parameters())
     print(f"{options.out}: {total:,} parameters, {model.config.num_image_tokens} visual tokens an image")

@@ -59,6 +59,8 @@ def find_checkpoint(name: str) -> Checkpoint:
     for local in (True, False):
         try:
             config = AutoConfig.from_pretrained(name, local_files_only=local)
+        except ImportError as error:
+            raise CheckpointError(f"checkpoint {name!r} needs timm: pip install 'commvlm[timm]'") from error
         except (OSError, ValueError) as error:
             reason = error
         else:
@@ -79,6 +81,8 @@ def _from_folder(name: str, folder: Path) -> Checkpoint:
         )
     try:
         config = AutoConfig.from_pretrained(folder)
+    except ImportError as error:
+        raise CheckpointError(f"checkpoint {name!r} needs timm: pip install 'commvlm[timm]'") from error
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"checkpoint folder {name!r} has no usable config.json: {_first_line(error)}") from error
     mean, std = _image_statistics(str(folder))

@@ -46,7 +46,8 @@ class Model:
     """encoders -> fuse -> reduce -> project -> language_model (hub id, folder, or "micro:lm").
 
     fuse: a kind, or {kind: ..., options}; its option `grid` (an encoder's name, a side, or [rows, columns]) is what encoders
-    of other grids are resampled to. reduce: "none", "pixel-shuffle" or "pool". pad_color: RGB of what makes an image square.
+    of other grids are resampled to. reduce: "none", "pixel-shuffle" or "pool". frame: "learned" puts an embedding before and
+    one after an image's tokens, "none" does not. pad_color: RGB of what makes an image square.
     """
 
     encoders: list[Encoder]
@@ -54,6 +55,7 @@ class Model:
     fuse: str | dict[str, Any] = "channel-concat"
     reduce: str | dict[str, Any] = "none"
     project: str | dict[str, Any] = "linear"
+    frame: str = "none"
     pad_color: list[int] = field(default_factory=lambda: [255, 255, 255])
 
 
