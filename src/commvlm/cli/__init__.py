@@ -11,15 +11,26 @@ from .chat import add_chat
 from .command import Parser
 from .evaluate import add_evaluate
 from .microworld import add_microworld
-from .model import add_build, add_inspect
+from .model import add_build, add_compare, add_import, add_inspect, add_recipes
 from .receipts import add_receipts, add_rescore
 from .score import add_score
 from .train import add_quickstart, add_train
 
 COMMANDS = (
-    add_inspect, add_build, add_train, add_evaluate, add_score, add_rescore, add_receipts, add_chat, add_microworld,
+    add_recipes,
+    add_inspect,
+    add_compare,
+    add_build,
+    add_import,
+    add_train,
+    add_evaluate,
+    add_score,
+    add_rescore,
+    add_receipts,
+    add_chat,
+    add_microworld,
     add_quickstart,
-)  # fmt: skip
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
