@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 import re
 from collections.abc import Callable
 from importlib.util import find_spec
@@ -204,6 +205,39 @@ def test_reg_of_lines_is_per_object(figures, tmp_path):
         ["the cup", "man", "a small dog", "a small dog"], [["the cup"], ["left man"], ["the dog"], ["a dog"]]
     )
     assert (single["n"], single["cider"]) == (4, pytest.approx(each.corpus))
+
+
+def refer_files(folder: Path) -> list[str | Path]:
+    """refer's pickle of two objects of testA and one of testB, and their places."""
+    refs = [
+        {"ref_id": k, "ann_id": 10 + k, "image_id": 1, "category_id": 1, "split": split, "file_name": "x", "sent_ids": [],
+         "sentences": [{"sent_id": 10 * k + n, "sent": text, "raw": text, "tokens": text.split()}
+                       for n, text in enumerate(texts)]}
+        for k, split, texts in ((0, "testA", ["the man", "left man"]), (1, "testA", ["the dog"]), (2, "testB", ["a cup"]))
+    ]  # fmt: skip
+    (folder / "refs(unc).p").write_bytes(pickle.dumps(refs, protocol=2))
+    images = [{"id": 1, "file_name": "COCO_train2014_000000000001.jpg", "width": 640, "height": 480}]
+    boxes = [{"id": 10 + k, "image_id": 1, "category_id": 1, "bbox": [100 * k, 10, 50, 60]} for k in range(3)]
+    whole(folder / "instances.json", {"images": images, "annotations": boxes})
+    return ["--references", folder / "refs(unc).p", "--split", "testA"]
+
+
+def test_refers_own_pickle(figures, refused, tmp_path):
+    argv = refer_files(tmp_path)
+    said = [{"id": 0, "box": [0, 10, 50, 70]}, {"id": 1, "box": [0, 10, 50, 40]}, {"id": 10, "box": [0, 10, 50, 70]}]
+    boxes = lines(tmp_path / "boxes.jsonl", said)
+    assert "refs(unc).p says no boxes: add --instances" in refused("rec", *argv, "--predictions", boxes)
+    argv += ["--predictions", boxes]
+    found = figures("rec", *argv, "--instances", tmp_path / "instances.json")
+    assert (found["accuracy"], found["n"]) == (pytest.approx(2 / 3), 3)
+    argv[-1] = whole(tmp_path / "said.json", [{"ref_id": 0, "sent": "left man"}, {"ref_id": 1, "sent": "the dog"}])
+    found = figures("reg", *argv, "--rule", "approximate")
+    expected = cider_d(["left man", "the dog"], [["the man", "left man"], ["the dog"]])
+    assert (found["n"], found["cider"]) == (2, pytest.approx(expected.corpus))
+    argv[3] = "testC"
+    assert "has no object of split 'testC'; it has testA, testB" in refused("reg", *argv)
+    (tmp_path / "refs(unc).p").write_bytes(b"cos\nsystem\n(S'touch ran'\ntR.")
+    assert "asks for os.system to be called" in refused("reg", *argv)
 
 
 # --- faults ---

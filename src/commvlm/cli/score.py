@@ -17,8 +17,11 @@ POPE = "  commvlm score pope --references coco_pope_random.json --predictions an
 MME = "  commvlm score mme --predictions eval_tool/LaVIN"
 VQA = "  commvlm score vqa --questions questions.json --annotations annotations.json --predictions results.json"
 CAPTION = "  commvlm score caption --references captions_val2014.json --predictions results.json --json"
-REC = "  commvlm score rec --references REC_refcoco_unc_val.jsonl --predictions boxes.jsonl --rule shikra"
-REG = "  commvlm score reg --references REC_refcoco_unc_testA.jsonl --predictions expressions.json"
+REC = (
+    "  commvlm score rec --references REC_refcoco_unc_val.jsonl --predictions boxes.jsonl --rule shikra\n"
+    "  commvlm score rec --references 'refs(unc).p' --instances instances.json --split testA --predictions boxes.jsonl"
+)
+REG = "  commvlm score reg --references 'refs(unc).p' --split testA --predictions expressions.json"
 
 PAIR = ("references", "predictions")
 BENCHMARKS = {
@@ -45,6 +48,12 @@ def add_score(commands: argparse._SubParsersAction) -> None:
             parser.add_argument(
                 "--subset", action="store_true", help="score the images that have a prediction, no others"
             )
+        if name in ("rec", "reg"):
+            parser.add_argument("--split", help="of refer's refs(unc).p, such as testA")
+        if name == "rec":
+            parser.add_argument(
+                "--instances", type=Path, metavar="FILE", help="refer's instances.json, beside its refs"
+            )
         parser.add_argument("--json", action="store_true", help="JSON on stdout")
         parser.add_argument("--receipt", type=Path, metavar="FILE", help="write a receipt of the score")
         parser.add_argument("--marks", type=Path, metavar="FILE", help="write what every item earned, by its id")
@@ -55,7 +64,11 @@ def _score(options: argparse.Namespace) -> None:
     from ..evaluate.receipts import offline_receipt, write_json
 
     given = {name: getattr(options, name) for name in BENCHMARKS[options.benchmark][0]}
-    chosen = {name: getattr(options, name) for name in ("rule", "subset") if getattr(options, name, None)}
+    chosen = {
+        name: getattr(options, name)
+        for name in ("rule", "subset", "split", "instances")
+        if getattr(options, name, None)
+    }
     found: Official = getattr(official, f"score_{options.benchmark}")(**given, **chosen)
     if options.marks is not None:
         write_json(dict(found.score.marks), options.marks)
