@@ -54,8 +54,8 @@ def _rescore(options: argparse.Namespace) -> None:
     if options.rule is not None and not tasks:
         known = dict.fromkeys(rule for task in TASKS.values() for rule in task.rules)
         raise ValueError(f"no task has a rule {options.rule!r}: choose one of {', '.join(known)}")
-    rules: dict[str, str] = dict.fromkeys(tasks, options.rule) if options.rule else {}
-    scores = score(options.predictions, rules=rules)
+    chosen = {} if options.rule is None else dict.fromkeys(tasks, str(options.rule))
+    scores = score(options.predictions, rules=chosen)
     if options.json:
         print(json.dumps({name: found.as_json() for name, found in scores.items()}, indent=1))
     else:
