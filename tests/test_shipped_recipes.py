@@ -116,6 +116,15 @@ def test_the_same_structure_runs_and_learns_with_random_weights(name, tmp_path):
     assert output.image_hidden_states.shape == (model.config.num_image_tokens, model.config.text_config.hidden_size)
 
 
+def test_the_five_lines_of_the_docs_are_a_recipe(tmp_path, capsys):
+    text = (Path(__file__).parents[1] / "docs" / "encoders.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    rows = inspected(str(tmp_path / "mine.yaml"), capsys)
+    assert rows["total", ""]["tokens"] == 576
+    assert rows["encoders", "dinov3"]["layers"] == "19-24 of 24"
+    assert rows["encoders", "dinov3"]["parameters"] == pytest.approx(303e6, rel=0.01)
+
+
 def _checkpoint(settings: dict, name: str) -> str:
     return next(spec.checkpoint for spec in settings["encoders"] if spec.name == name)
 
