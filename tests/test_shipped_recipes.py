@@ -151,6 +151,16 @@ def test_compare_measures_and_draws_a_table(capsys):
     assert "median of 1 passes" in out
 
 
+def test_inspect_measures_when_asked(capsys):
+    assert main(["inspect", "micro", "--measure", "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)[-1]
+    assert measured["part"] == "measured"
+    assert measured["seconds"] > 0
+    assert measured["peak_bytes"] > 64 * 128 * 2
+    assert main(["inspect", "micro", "--measure"]) == 0
+    assert "ms an image" in capsys.readouterr().out
+
+
 def test_a_slip_in_the_second_recipe_is_told_before_the_first_is_measured(capsys):
     assert main(["compare", "micro", "peers/lava-1.5-7b"]) == 2
     assert "did you mean 'peers/llava-1.5-7b'" in capsys.readouterr().err
