@@ -4,8 +4,8 @@
     python benchmarks/visual_branch.py --repeats 9 --threads 2
     python benchmarks/visual_branch.py --device cuda --batch 16 --compile
 
-One process, the contenders in turn, medians; on a CPU, seconds are the process's own. Everything is a ratio to the bare encoders
-of the same run. Memory is counted in feature maps: the patch tokens of one layer of one encoder.
+One process, the contenders in turn, medians; on a CPU, seconds are the process's own. Everything is a ratio to the bare
+encoders of the same run. Memory is counted in feature maps: the patch tokens of one layer of one encoder.
 """
 
 from __future__ import annotations
