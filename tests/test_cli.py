@@ -376,15 +376,16 @@ class TestEvaluation:
         lines = (run / "predictions" / "caption.jsonl").read_text().splitlines()
         assert len(lines) == 12
         assert set(json.loads((run / "scores.json").read_text())) == {"caption", "vqa"}
-        before = {name: kept for name, kept in snapshot(run).items() if name != "scores.json"}
+        written = ("scores.json", "official/vqa.json")
+        before = {name: kept for name, kept in snapshot(run).items() if name not in written}
         assert main(["evaluate", str(run), "--tasks", "vqa", "--json"]) == 0
         printed = json.loads(capsys.readouterr().out)
         scores = json.loads((run / "scores.json").read_text())
         assert printed["vqa"] == scores["vqa"]
         assert set(scores) == {"caption", "vqa"}  # what was scored before stays
-        assert {name: kept for name, kept in snapshot(run).items() if name != "scores.json"} == before
+        assert {name: kept for name, kept in snapshot(run).items() if name not in written} == before
 
-    def test_every_task_with_a_receipt(self, run, capsys):
+    def test_every_task_with_a_receipt(self, run, world, capsys):
         """REC, REG, POPE, VQA, captions and MME on the micro world's files; two receipts told apart; every rule."""
         argv = ["evaluate", str(run), "--tasks", "rec,reg,pope,vqa,caption,mme", "--json"]
         assert main(argv) == 0
@@ -398,6 +399,26 @@ class TestEvaluation:
             }
             assert receipt["made"]["decoding"]["max_new_tokens"] == 4
             assert all(len(file["sha256"]) == 64 for file in receipt["files"].values())
+        official = run / "official"
+        for name, (files, found) in {
+            "pope": (["--references", "pope_random.json", "--predictions", official / "pope_random.jsonl"],
+                     lambda f: 100 * f["accuracy"]),
+            "vqa": (["--questions", "questions.json", "--annotations", "annotations.json",
+                     "--predictions", official / "vqa.json"], lambda f: f["accuracy"]),
+            "caption": (["--references", "captions.json", "--predictions", official / "caption.json",
+                         "--rule", "approximate"], lambda f: 100 * f["cider"]),
+            "rec": (["--references", "rec.jsonl", "--predictions", official / "rec.jsonl"], lambda f: 100 * f["accuracy"]),
+            "reg": (["--references", "rec.jsonl", "--predictions", official / "reg.json", "--rule", "approximate"],
+                    lambda f: 100 * f["cider"]),
+        }.items():  # fmt: skip
+            files = [str(world / "test" / word) if str(word).endswith((".json", ".jsonl")) else word for word in files]
+            assert main(["score", name, *map(str, files), "--json"]) == 0
+            figure = found(json.loads(capsys.readouterr().out))
+            ours = scores[name]["extra"]["per_set"]["random"]["accuracy"] if name == "pope" else scores[name]["value"]
+            assert figure == pytest.approx(ours, abs=0.006 if name == "vqa" else 1e-9), name
+        rows = (official / "mme" / "count.txt").read_text().splitlines()
+        assert all(len(row.split("\t")) == 4 for row in rows)
+        assert [row.split("\t")[0] for row in rows[::2]] == [row.split("\t")[0] for row in rows[1::2]]
         kept = (run / "receipts" / "vqa.json").rename(run / "official.json")
         assert main([*argv[:2], "--tasks", "vqa", "--evaluate.rules.vqa", "evalai", "--evaluate.batch", "5"]) == 0
         capsys.readouterr()
@@ -418,7 +439,7 @@ class TestEvaluation:
         apart = json.loads(capfd.readouterr().out)
         assert main(["evaluate", str(run), "--tasks", "pope", "--json"]) == 0
         assert json.loads(capfd.readouterr().out) == apart
-        assert sorted(path.name for path in out.iterdir()) == ["predictions", "receipts", "scores.json"]
+        assert sorted(path.name for path in out.iterdir()) == ["official", "predictions", "receipts", "scores.json"]
 
     def test_several_ranks_as_torchrun_starts_them(self, run, world):
         """Two processes share the questions; the first one scores."""

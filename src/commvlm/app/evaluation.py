@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..data.example import Example
+from ..evaluate.official import write_official
 from ..evaluate.predictions import read_predictions
 from ..evaluate.receipts import fingerprint, read_receipt, receipt, write_json
 from ..evaluate.run import predict, score
@@ -44,7 +45,8 @@ def evaluate(
     checkpoint: Path, *, tasks: Sequence[str] = (), overrides: Sequence[str] = (), recipe: str | None = None,
     out: Path | None = None, shard: Shard | None = None,
 ) -> dict[str, Score]:  # fmt: skip
-    """Writes OUT/predictions/{task}.jsonl, then OUT/scores.json and OUT/receipts/{task}.json, and returns the scores.
+    """Writes OUT/predictions/{task}.jsonl, then OUT/scores.json, OUT/receipts/{task}.json and the answers in the official
+    formats (OUT/official), and returns the scores.
 
     checkpoint: a run of `commvlm train`, a saved COMM model, or any image-text-to-text model of the library. recipe: whose
     questions are asked; a run's own by default. out: a run's folder, or the checkpoint's, by default. tasks: which of those
@@ -72,6 +74,7 @@ def evaluate(
     for name in sorted(asked):
         path = _predictions(place, name)
         scores |= score(path, rules={name: rules[name]} if name in rules else {})
+        write_official(read_predictions(path), place.out / "official")
         _write_receipt(place, scores[name], path, sources=sources[name], made=made, seconds=seconds[name])
     kept = read_scores(place.out / "scores.json") if tasks and (place.out / "scores.json").exists() else {}
     write_scores({**kept, **scores}, place.out / "scores.json")

@@ -10,5 +10,15 @@ from .pope import score_pope
 from .refer import score_rec, score_reg
 from .result import Official
 from .vqa import score_vqa
+from .write import write_official
 
-__all__ = ["Official", "score_caption", "score_mme", "score_pope", "score_rec", "score_reg", "score_vqa"]
+__all__ = [
+    "Official",
+    "score_caption",
+    "score_mme",
+    "score_pope",
+    "score_rec",
+    "score_reg",
+    "score_vqa",
+    "write_official",
+]
