@@ -1,4 +1,4 @@
-"""COMM's visual branch against the two bare encoders, and against the way that keeps all hidden states and stacks them.
+"""COMM's visual branch against the two bare encoders, and against the way that keeps all hidden states and merges them then.
 
     python benchmarks/visual_branch.py                      # ViT-L/14 x 2 at 336 pixels, bf16, random weights
     python benchmarks/visual_branch.py --repeats 9 --threads 2
@@ -33,7 +33,7 @@ from commvlm.train.recipe import load_recipe
 BARE = "two bare encoders"
 MERGED = "encoders + merges, streamed"
 WHOLE = "whole branch: + MLP, concat, projection"
-STACKED = "all hidden states stacked, then the same merges"
+KEPT = "all hidden states kept, then the same merges"
 
 
 def contenders(half: Any, pixels: Tensor) -> dict[str, Callable[[], Any]]:
@@ -57,17 +57,18 @@ def contenders(half: Any, pixels: Tensor) -> dict[str, Callable[[], Any]]:
             folds.append(fold.result())
         return folds
 
-    def stacked() -> list[Tensor]:
+    def kept() -> list[Tensor]:
         merges = []
         for name, setting in settings.items():
             hidden = encoder(name, output_hidden_states=True).hidden_states
             merge = vision.branches[name].merge
-            states = torch.stack([hidden[layer][:, 1:] for layer in setting["layers"]])
-            llns = torch.stack([merge.lln(index, state) for index, state in enumerate(states)])
-            merges.append((merge.weights.view(-1, 1, 1, 1) * llns).sum(0))
+            weights, total = merge.weights, 0
+            for index, layer in enumerate(setting["layers"]):
+                total = total + weights[index] * merge.lln(index, hidden[layer][:, 1:])
+            merges.append(total)
         return merges
 
-    return {BARE: bare, MERGED: merged, WHOLE: lambda: half(pixels), STACKED: stacked}
+    return {BARE: bare, MERGED: merged, WHOLE: lambda: half(pixels), KEPT: kept}
 
 
 def flops(run: Callable[[], Any]) -> int:
@@ -116,7 +117,7 @@ def main() -> None:
     one = options.batch * grid[0] * grid[1] * width * pixels.element_size()
 
     with torch.no_grad():
-        streamed, held = runs[MERGED](), runs[STACKED]()
+        streamed, held = runs[MERGED](), runs[KEPT]()
         error = max((a - b).abs().max().item() / b.abs().max().item() for a, b in zip(streamed, held, strict=True))
         del streamed, held
         work = {name: flops(run) for name, run in runs.items()}
@@ -143,7 +144,7 @@ def main() -> None:
                 "maps": (peaks[name] - peaks[BARE]) / one,
             }
         )
-    facts = {"largest difference of streamed and stacked, relative": error, **vars(options), "torch": torch.__version__}
+    facts = {"largest difference of streamed and kept, relative": error, **vars(options), "torch": torch.__version__}
     if options.json:
         print(json.dumps({"rows": rows, "facts": facts}, indent=1))
         return
