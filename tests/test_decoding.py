@@ -191,8 +191,8 @@ def micro(world, tmp_path_factory) -> tuple[Path, dict]:
 
 def test_batch_1_is_batch_16_on_the_test_split(micro):
     folder, asked = micro
-    one, many = (Answerer(folder, max_new_tokens=12, batch_size=size) for size in (1, 16))
-    examples = [example for task in ("rec", "reg", "pope", "vqa", "caption") for example in asked[task]]
+    one, many = (Answerer(folder, max_new_tokens=8, batch_size=size) for size in (1, 16))
+    examples = [example for task in ("rec", "reg", "pope", "vqa", "caption") for example in asked[task][::2]]
     said = many(examples)
     assert said == one(examples)
     assert len(set(said)) > 20

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import random
 import re
+from functools import cache
 
 import pytest
 
@@ -152,6 +153,7 @@ def test_mme_scores_of_odd_strings(tmp_path, capsys):
 MARKS = [";", "/", "[", "]", '"', "{", "}", "(", ")", "=", "+", "\\", "_", "-", ">", "<", "@", "`", ",", "?", "!"]
 
 
+@cache
 def punctuation_by_the_letter(text: str) -> str:
     out = text
     for mark in MARKS:
@@ -169,6 +171,7 @@ def punctuation_by_the_letter(text: str) -> str:
     return kept
 
 
+@cache
 def words_by_the_letter(text: str) -> str:
     kept = []
     for word in text.lower().split():
@@ -186,6 +189,7 @@ def line_by_the_letter(text: str) -> str:
     return text.replace("\n", " ").replace("\t", " ").strip()
 
 
+@cache
 def evalai_by_the_letter(text: str) -> str:
     text = text.lower()
     text = text.replace(",", "").replace("?", "").replace("'s", " 's").strip()
