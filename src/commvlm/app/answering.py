@@ -33,12 +33,13 @@ class Answerer:
 
     images: "given", or "grey" for the blind control, which sees every image as a uniform grey of its size. precision:
     "fp32" (as the weights are) or "bf16" (autocast). device: the GPU by default where there is one. batch_size: questions
-    that are answered at once; an image is read once for all of them, and remembered for the next ones.
+    that are answered at once; an image is read once for all of them, and remembered for the next ones. knock_out: what is
+    switched off, such as "dinov2" or "clip:1-8" (see `CommVisionModel.forward`).
     """
 
     def __init__(
         self, checkpoint: Path | str, *, max_new_tokens: int = 64, batch_size: int = 32, images: str = "given",
-        precision: str = "fp32", device: str | None = None,
+        precision: str = "fp32", device: str | None = None, knock_out: str = "",
     ) -> None:  # fmt: skip
         for value, valid, what in ((images, IMAGES, "images"), (precision, PRECISIONS, "precision")):
             if value not in valid:
@@ -48,7 +49,8 @@ class Answerer:
         model, self.processor = load_checkpoint(checkpoint)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.model: CommForConditionalGeneration = model.to(self.device)  # type: ignore[arg-type]
-        self.batch_size, self.images, self.precision = batch_size, images, precision
+        self.batch_size, self.images, self.precision, self.knock_out = batch_size, images, precision, knock_out
+        self.model.model.vision_tower.off(knock_out)  # a slip is told before anything is asked
         shown = self.processor.image_processor
         self.collator = Collator(
             self.processor.tokenizer,
@@ -100,7 +102,9 @@ class Answerer:
         found = {path: self._remembered[path] for path in images if path in self._remembered}
         if new:
             pixels = self.collator.image_processor(images=[images[path] for path in new], return_tensors="pt")
-            read: Any = self.model.get_image_features(pixels["pixel_values"].to(self.device), return_dict=True)
+            read: Any = self.model.get_image_features(
+                pixels["pixel_values"].to(self.device), knock_out=self.knock_out, return_dict=True
+            )
             found |= dict(zip(new, read.pooler_output, strict=True))
         for path in images:
             self._remembered[path] = found[path]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -92,7 +93,13 @@ def _place(checkpoint: Path, *, recipe: str | None, overrides: Sequence[str], ou
         )
     given = load_recipe(own if recipe is None else recipe, overrides)
     images = _images(checkpoint) if own.is_file() else "given"
-    return Place(_model_folder(checkpoint), given, checkpoint if out is None else out, images)
+    folder = _model_folder(checkpoint)
+    off = given.evaluate.knock_out
+    if off and not is_ours(folder):
+        raise ValueError(f"{folder} is a model of the library's: evaluate.knock_out {off!r} is for COMM models alone")
+    if out is None:  # answers without a part are no answers of the whole
+        out = checkpoint / f"without-{re.sub(r'[^a-z0-9_-]+', '_', off.lower())}" if off else checkpoint
+    return Place(folder, given, out, images)
 
 
 def _model_folder(checkpoint: Path) -> Path:
@@ -110,7 +117,7 @@ def _answerer(place: Place, shard: Shard) -> tuple[Answerer | LibraryAnswerer, d
         "device": f"cuda:{os.environ['LOCAL_RANK']}" if one_of_several else None,
     }  # fmt: skip
     if ours:
-        answer = Answerer(place.checkpoint, images=place.images, **given)
+        answer = Answerer(place.checkpoint, images=place.images, knock_out=asked.knock_out, **given)
     else:
         answer = LibraryAnswerer(
             *load_library_model(place.checkpoint), codec=asked.codec, geometry=asked.geometry, **given
@@ -119,6 +126,7 @@ def _answerer(place: Place, shard: Shard) -> tuple[Answerer | LibraryAnswerer, d
         "model": fingerprint(place.checkpoint),
         "recipe": {"name": place.recipe.name, "sha256": hashlib.sha256(_portable(place.recipe).encode()).hexdigest()},
         "images": place.images,
+        **({"knock_out": asked.knock_out} if asked.knock_out else {}),
         "decoding": {
             "greedy": True, "max_new_tokens": asked.max_new_tokens, "batch": asked.batch, "precision": asked.precision,
         },

@@ -14,6 +14,7 @@ def add_evaluate(commands: argparse._SubParsersAction) -> None:
     example = (
         "  commvlm evaluate runs/first\n"
         "  commvlm evaluate runs/first --tasks rec,reg,pope,vqa,caption,mme --evaluate.rules.caption ptb\n"
+        "  commvlm evaluate runs/first --tasks rec --evaluate.knock_out dinov2       (into runs/first/without-dinov2)\n"
         "  commvlm evaluate llava-1.5-7b-hf --recipe micro --data.root world --out runs/llava\n"
         "  torchrun --nproc-per-node 8 -m commvlm.cli evaluate runs/comm-7b\n" + OVERRIDES
     )

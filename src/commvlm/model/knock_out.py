@@ -19,7 +19,7 @@ def parse_knock_out(
     asked: encoder -> its asked layers, ascending, 1-based. depths: encoder -> its blocks. Raises ValueError for an encoder
     that there is not, a layer that is not asked for, and where nothing is left on.
     """
-    entries = knock_out.split(",") if isinstance(knock_out, str) else list(knock_out or ())
+    entries = [e for e in knock_out.split(",") if e.strip()] if isinstance(knock_out, str) else list(knock_out or ())
     off: dict[str, set[int]] = {name: set() for name in asked}
     for entry in entries:
         name, colon, spec = entry.strip().partition(":")

@@ -134,7 +134,8 @@ class Train:
 class Evaluate:
     """sources: what is asked, through the same readers; their task is the examples' own. batch: questions answered at once.
     rules: task -> a rule other than its default, such as {caption: ptb}. precision: of the answering. codec, geometry: how
-    a model of the library's writes boxes (`data.boxes.CODECS`, `data.geometry.GEOMETRIES`)."""
+    a model of the library's writes boxes (`data.boxes.CODECS`, `data.geometry.GEOMETRIES`). knock_out: encoders and layers
+    that are switched off, such as "dinov2" or "clip:1-8, dinov2:24"; such answers are kept apart from the whole model's."""
 
     sources: list[Source] = field(default_factory=list)
     batch: int = 32
@@ -143,6 +144,7 @@ class Evaluate:
     precision: Literal["fp32", "bf16"] = "fp32"
     codec: str = "shikra3"
     geometry: str = "pad-square"
+    knock_out: str = ""
 
 
 @dataclass(frozen=True)
