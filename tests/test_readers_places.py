@@ -472,3 +472,13 @@ def test_every_reader_says_what_is_missing(format, tmp_path):
         with pytest.raises(ValueError, match=r"there is no such|has no folder of a subtask") as caught:
             read(format, images=images, **files, **options)
         assert "\n" not in str(caught.value)
+
+
+def test_visual7w_with_its_boxes_in_another_file(tmp_path):
+    whole = v7w(pair())
+    questions = put(tmp_path / "q.json", {k: v for k, v in whole.items() if k != "boxes"})
+    boxes = put(tmp_path / "b.json", {"boxes": whole["boxes"]})
+    apart = read("visual7w", images=tmp_path, questions=questions, boxes=boxes, split="train")
+    assert apart == read("visual7w", images=tmp_path, questions=put(tmp_path / "w.json", whole), split="train")
+    with pytest.raises(ValueError, match=r"q\.json: has no boxes"):
+        read("visual7w", images=tmp_path, questions=questions, split="train")

@@ -9,12 +9,13 @@ from collections.abc import Sequence
 
 from .chat import add_chat
 from .command import Parser
+from .data import add_data
 from .evaluate import add_evaluate
 from .microworld import add_microworld
 from .model import add_build, add_inspect
 from .train import add_quickstart, add_train
 
-COMMANDS = (add_inspect, add_build, add_train, add_evaluate, add_chat, add_microworld, add_quickstart)
+COMMANDS = (add_inspect, add_build, add_train, add_evaluate, add_chat, add_data, add_microworld, add_quickstart)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

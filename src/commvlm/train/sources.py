@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -59,8 +61,9 @@ def examples_of(source: Source, root: Path, *, faults: str = "refuse") -> Sequen
 
 
 def store_of(source: Source, root: Path) -> Path:
-    """Where a source's store is, or would be."""
-    return root / PREPARED / source.name
+    """Where a source's store is, or would be; sources of one name that say different things have different ones."""
+    said = json.dumps([source.format, source.images, source.files, source.options], sort_keys=True)
+    return root / PREPARED / f"{source.name}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
 
 
 def _prepared(source: Source, root: Path) -> Any:
