@@ -279,7 +279,7 @@ def test_pointqa_local(tmp_path):
     assert point.turns[0].question_points == (((2, 4),),)
     assert point.facts == {"image_id": 2364674, "by": "point"}
     assert len(read("pointqa-local", images=tmp_path, questions=path)) == 3
-    with pytest.raises(ValueError, match="by is 'boxes', it must be box or point"):
+    with pytest.raises(ValueError, match="by is 'boxes', it must be box, point or either"):
         read("pointqa-local", images=tmp_path, questions=path, by="boxes")
 
 
@@ -412,6 +412,11 @@ def test_shikras_places(tmp_path):
     assert (box.turns[0].question, box.turns[0].question_boxes) == ("What is this? <boxes>", (((1, 2, 3, 4),),))
     assert (point.turns[0].question, point.turns[0].question_points) == ("What is this? <points>", (((2, 3),),))
     assert (box.image, box.references) == (tmp_path / "VG_100K" / "1.jpg", ("cup",))
+    either = lines(tmp_path, "shikra-pointqa-local", [row] * 60, by="either")
+    points = sum(example.facts["by"] == "point" for example in either)
+    assert 15 < points < 45
+    assert all(("<points>" in e.turns[0].question) == (e.facts["by"] == "point") for e in either)
+    assert either == lines(tmp_path, "shikra-pointqa-local", [row] * 60, by="either")
     twice = row | {"obj_question": "o?", "super_question": "s?", "general_question": "g?", "answer": 2}
     asked = [lines(tmp_path, "shikra-pointqa-twice", [twice], asked=a)[0].turns[0] for a in ("obj", "super", "general")]
     assert [t.question for t in asked] == ["o? <boxes>", "s? <boxes>", "g? <boxes>"]

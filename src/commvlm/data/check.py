@@ -25,7 +25,7 @@ PROBLEMS = {
     "nowhere": "boxes that do not touch their image at all",
     "empty": "examples with an answer that is empty",
     "too long": "examples of more tokens than train.max_length",
-    "in a test": "examples for training whose image is also asked in evaluation",
+    "in a test": "examples for training whose image is also in a test (or held out, and then not trained on)",
 }
 SHOWN = 5
 """Places kept of every problem."""

@@ -148,10 +148,9 @@ def _download(item: Item, part: Path, advance: Advance) -> None:
     except (urllib.error.URLError, TimeoutError, ConnectionError, OSError) as error:
         reason = getattr(error, "reason", error)
         raise ValueError(f"{item.name}: {item.url} cannot be reached ({reason}); the same command goes on") from error
-    if size is not None and part.stat().st_size != size:
-        raise ValueError(
-            f"{item.name}: {part.stat().st_size:,} of {size:,} bytes came before the connection broke; the same command goes on"
-        )
+    came = part.stat().st_size
+    if size is not None and came != size:
+        raise ValueError(f"{item.name}: {came:,} of {size:,} bytes came, then no more; the same command goes on")
 
 
 def _check(item: Item, part: Path, root: Path) -> None:

@@ -36,8 +36,14 @@ class Checked:
 
 
 def sources_of(recipe: Recipe) -> list[tuple[str, Source]]:
-    """Every source with its role, "train" or "evaluate"."""
-    return [("train", s) for s in recipe.data.sources] + [("evaluate", s) for s in recipe.evaluate.sources]
+    """Every source with its role: "train", "evaluate" or "held out"."""
+    return [
+        (role, source)
+        for role, sources in (
+            ("train", recipe.data.sources), ("evaluate", recipe.evaluate.sources), ("held out", recipe.data.held_out),
+        )
+        for source in sources
+    ]  # fmt: skip
 
 
 def check_recipe(recipe: Recipe, *, images: int | None = None, workers: int | None = None) -> list[Checked]:
@@ -57,7 +63,7 @@ def check_recipe(recipe: Recipe, *, images: int | None = None, workers: int | No
         asked = {
             image_key(path): item.check.name
             for item, paths in zip(found, shown, strict=True)
-            if item.check.role == "evaluate"
+            if item.check.role != "train"
             for path in paths
         }
         lengths = _lengths(recipe)
