@@ -4,10 +4,11 @@
     python benchmarks/data.py throughput         COCO photos and questions -> two encoders' pixels and tokens, two processes
     python benchmarks/data.py million            a store of 1,000,000 examples: seconds and MB
 
-throughput. Both sides get the same JPEGs (640 x 480) and the same dialogues, decode, resize to 336, normalise and tokenise in two
-worker processes of torch's DataLoader. Ours opens an image once for both encoders. The peer is transformers' LlavaProcessor with
-CLIP's image processor; "two encoders" adds the second encoder's own image processor on the opened picture, as its users
-do; "one encoder" is the peer with half of the work. Rounds are interleaved, the figure is the median of the ratios.
+throughput. Both sides get the same JPEGs (640 x 480) and the same dialogues, decode, resize to 336, normalise and tokenise in
+two worker processes of torch's DataLoader. Ours opens an image once for both encoders. The peer is transformers'
+LlavaProcessor with CLIP's image processor; "two encoders" adds the second encoder's own image processor on the opened
+picture, as its users do; "one encoder" is the peer with half of the work. Rounds are interleaved, a figure is the median
+of the rounds' ratios.
 """
 
 from __future__ import annotations
@@ -81,9 +82,8 @@ class Peer:
         square = {"size": {"height": SIZE, "width": SIZE}, "do_center_crop": False}
         clip: Any = CLIPImageProcessor(**square, image_mean=CLIP["mean"], image_std=CLIP["std"])
         self.processor = LlavaProcessor(clip, tokenizer, patch_size=14, vision_feature_select_strategy="default")
-        self.second: Any = (
-            BitImageProcessor(**square, image_mean=DINO["mean"], image_std=DINO["std"]) if encoders == 2 else None
-        )
+        dino: Any = BitImageProcessor(**square, image_mean=DINO["mean"], image_std=DINO["std"])
+        self.second = dino if encoders == 2 else None
 
     def __call__(self, examples: list[Any]) -> Any:
         from commvlm.data.boxes import PadSquare
@@ -121,7 +121,7 @@ def throughput() -> None:
         examples = [instruct(example) for example in examples_of(write_photos(Path(folder)))]
         tokenizer = load_tokenizer("micro:lm")
         sides = {"ours": Ours(tokenizer), "two encoders": Peer(tokenizer, 2), "one encoder": Peer(tokenizer, 1)}
-        ours, two, one = (side(examples[:2]) for side in sides.values())
+        ours, two = (sides[name](examples[:2]) for name in ("ours", "two encoders"))
         assert ours["pixel_values"].shape == (2, 2 * 3 * SIZE * SIZE)
         difference = (ours["pixel_values"][:, : 3 * SIZE * SIZE] - two["pixel_values"].flatten(1)).abs().max()
         assert difference < 0.05, f"the peer's pixels are others: {difference}"
@@ -137,14 +137,15 @@ def throughput() -> None:
 
 
 CHILD = """
-import json, resource, sys, time
+import json, sys, time
 from pathlib import Path
 from commvlm.train.recipe import load_recipe
 from commvlm.train.sources import stage_mixture, training_examples
 def rss(): return int([l for l in open('/proc/self/status') if l.startswith('VmRSS')][0].split()[1]) / 1024
 root, group, draws = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
-recipe = load_recipe('micro', ['--data.root', str(root), '--data.sources', (root / 'sources.json').read_text(), '--data.group', group,
-                               '--train.stages', (root / 'stages.json').read_text()])
+options = ['--data.root', str(root), '--data.group', group, '--data.sources', (root / 'sources.json').read_text(),
+           '--train.stages', (root / 'stages.json').read_text()]
+recipe = load_recipe('micro', options)
 before, began = rss(), time.perf_counter()
 mixture = stage_mixture(recipe.train.stages[0], recipe.data, training_examples(recipe.data), seed=0)
 opened, size = time.perf_counter() - began, rss()
@@ -152,8 +153,8 @@ first, sizes, began = mixture[0], [], time.perf_counter()
 for index in range(draws):
     mixture[index]
     if index % (draws // 10) == draws // 10 - 1: sizes.append(round(rss()))
-print(json.dumps({'opened': opened, 'before': before, 'size': size, 'sizes': sizes, 'draw': (time.perf_counter() - began) / draws,
-                  'peak': resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024}))
+draw = (time.perf_counter() - began) / draws
+print(json.dumps({'opened': opened, 'before': before, 'size': size, 'sizes': sizes, 'draw': draw}))
 """
 
 
@@ -163,7 +164,6 @@ def million(draws: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = write_world(Path(folder) / "world", train=2000, test=1)
         rows = (root / "train" / "rec.jsonl").read_text().splitlines()
-        began = time.perf_counter()
         with (root / "train" / "million.jsonl").open("w") as file:
             for number in range(MILLION):
                 file.write(f"{rows[number % len(rows)]}\n")
@@ -176,8 +176,8 @@ def million(draws: int) -> None:
         stage = {"name": "one", "steps": MILLION, "batch": 1, "trains": {"project": 1.0e-3}}
         (root / "sources.json").write_text(json.dumps([{**source, "options": {"task": "rec"}}]))
         (root / "stages.json").write_text(json.dumps([stage]))
-        command = [sys.executable, "-m", "commvlm.cli", "data", "prepare", "micro", "--data.root", str(root), "--evaluate.sources",
-                   "[]", "--data.sources", (root / "sources.json").read_text()]  # fmt: skip
+        command = [sys.executable, "-m", "commvlm.cli", "data", "prepare", "micro", "--data.root", str(root)]
+        command += ["--evaluate.sources", "[]", "--data.sources", (root / "sources.json").read_text()]
         began = time.perf_counter()
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         prepared = time.perf_counter() - began
@@ -190,8 +190,9 @@ def million(draws: int) -> None:
             )
             said = json.loads(done.stdout)
             print(
-                f"group {group}: opened in {said['opened']:.2f} s, {said['size']:.0f} MB resident ({said['before']:.0f} MB before, "
-                f"imports), {said['draw'] * 1e3:.2f} ms a draw; over {draws:,} draws {said['sizes']} MB"
+                f"group {group}: opened in {said['opened']:.2f} s, {said['size']:.0f} MB resident "
+                f"({said['before']:.0f} MB of them imports), {said['draw'] * 1e3:.2f} ms a draw; "
+                f"over {draws:,} draws {said['sizes']} MB"
             )
 
 

@@ -38,7 +38,10 @@ def write_check(found: Sequence[Checked], out: Path, *, recipe: str) -> Path:
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
     environment.filters["thousands"] = lambda number: f"{number:,}"
     page = environment.from_string(template).render(
-        recipe=recipe, problems=PROBLEMS, sources=[(item.check, _pictures(item.examples)) for item in found]
+        recipe=recipe,
+        problems=PROBLEMS,
+        shown=_shown([item.check for item in found]),
+        sources=[(item.check, _pictures(item.examples)) for item in found],
     )
     _write(out / "check.html", page)
     return out / "check.html"
@@ -47,7 +50,7 @@ def write_check(found: Sequence[Checked], out: Path, *, recipe: str) -> Path:
 def print_check(checks: Sequence[SourceCheck]) -> None:
     """A table on stdout, and under it the first places of every problem."""
     table = Table(box=None, header_style="bold")
-    shown = [name for name in PROBLEMS if any(check.problems[name].count for check in checks)]
+    shown = _shown(checks)
     for column in ("source", "for", "format"):
         table.add_column(column, no_wrap=column != "format")
     for column in ("examples", "images", "boxes", *shown):
@@ -73,6 +76,11 @@ def print_check(checks: Sequence[SourceCheck]) -> None:
                 console.print(f"{check.name}: {problem.count:,} {PROBLEMS[name]}", markup=False, soft_wrap=True)
             for place in problem.places:
                 console.print(f"    {place}", markup=False, soft_wrap=True)
+
+
+def _shown(checks: Sequence[SourceCheck]) -> list[str]:
+    """The problems that any source has."""
+    return [name for name in PROBLEMS if any(check.problems[name].count for check in checks)]
 
 
 def _pictures(examples: Sequence[Example]) -> list[dict[str, Any]]:
