@@ -179,7 +179,7 @@ def test_one_image_under_several_names():
 
 
 def run_options(root, *more):
-    stage = {"name": "one", "steps": 4, "batch": 8, "trains": {"project": 1e-3}}
+    stage = {"name": "one", "steps": 2, "batch": 16, "trains": {"project": 1e-3}}
     layers = ["--model.encoders.clip.layers", "[1]", "--model.encoders.dinov2.layers", "[1]"]
     return [*options(root), "--train.stages", json.dumps([stage]), "--train.attention", "sdpa", *layers, *more]
 
