@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # The release that everything here was run with, on CPUs. `make TORCH=torch setup` takes the newest instead.
 TORCH ?= torch==2.13.0
+# timm's own tests need it; the release that belongs to TORCH.
+TORCHVISION ?= torchvision==0.28.0
 UV := $(shell command -v uv 2>/dev/null)
 READY := .venv/.ready
 ENCODERS := .cache/encoders
@@ -27,6 +29,8 @@ else
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	$(BIN)/python -m pip install --quiet -e ".[dev,caption]"
 endif
+	# Apart from the environment: beside a CPU-only torch, torchvision breaks what finds it. Without them, timm's tests are skipped.
+	-$(BIN)/python -m pip install --quiet --no-deps --upgrade --target .venv/timm "timm>=1.0.31" "$(TORCHVISION)"
 	touch $(READY)
 
 demo: $(READY) ## train COMM and its controls on the micro world; writes runs/demo/report.html

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ import pytest
 
 from commvlm.microworld.writer import write_world
 from commvlm.train.recipe import Recipe, load_recipe
+
+# Before anything imports the hub's client: a name that is not at hand is answered at once, whoever runs the tests and how.
+os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
 
 ALL = {"merge": 1e-3, "align": 1e-3, "project": 1e-3, "language_model": 5e-4}
 STAGES = [

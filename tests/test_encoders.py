@@ -5,16 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from test_model_tiny import DEPTH, ENCODERS, PATCH, SIZE, encoder_folder
+from test_model_tiny import DEPTH, ENCODERS, PATCH, SIZE, encoder_folder, language_model_folder, tiny_tokenizer
 from torch import nn
-from transformers import AutoModel, CLIPConfig, CLIPModel
+from transformers import AutoModel, CLIPConfig, CLIPModel, MetaClip2Config, MetaClip2Model, Siglip2Config, Siglip2Model
 
+from commvlm.model import EncoderSpec, build_config, build_processor
 from commvlm.model.config import CommVisionConfig
-from commvlm.model.encoders import load_encoder, new_encoder, read_layers
+from commvlm.model.encoders import load_encoder, new_encoder, read_layers, stream_layers
 from commvlm.model.families import grid, truncate, vision_half
 from commvlm.model.layers import describe_layers, parse_layers
 from commvlm.model.vision import CommVisionModel
@@ -27,20 +29,43 @@ def root(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("encoders")
 
 
-def blocks_of(encoder: nn.Module) -> list[nn.Module]:
+def blocks_of(encoder: nn.Module, depth: int = DEPTH) -> list[nn.Module]:
     """The library's transformer blocks, found by their number alone."""
-    return list(next(m for m in encoder.modules() if isinstance(m, nn.ModuleList) and len(m) == DEPTH))
+    return list(next(m for m in encoder.modules() if isinstance(m, nn.ModuleList) and len(m) == depth))
 
 
 def block_outputs(folder: str, images: torch.Tensor) -> list[torch.Tensor]:
     """What each block of the whole encoder gives out, caught by hooks of our own."""
     encoder = AutoModel.from_pretrained(folder).eval()
+    kind = encoder.config.model_type
+    inputs = {"pixel_values": images}
+    if kind == "siglip2_vision_model":
+        inputs = patches_one_by_one(images)
+    elif kind == "vit_mae":  # it shuffles its patches by the order of this noise
+        inputs["noise"] = torch.arange((SIZE // PATCH) ** 2).float().expand(len(images), -1)
     caught: list[torch.Tensor] = []
     for block in blocks_of(encoder):
         block.register_forward_hook(lambda _m, _i, out: caught.append(out[0] if isinstance(out, tuple) else out))
     with torch.no_grad():
-        encoder(pixel_values=images)
+        encoder(**inputs)
     return caught
+
+
+def patches_one_by_one(images: torch.Tensor) -> dict[str, torch.Tensor]:
+    """SigLIP2's input, written out: one row per patch, its pixels row by row, the three colours of a pixel together."""
+    rows = []
+    for image in images:
+        side = range(0, SIZE, PATCH)
+        pieces = [image[:, y : y + PATCH, x : x + PATCH] for y in side for x in side]
+        rows.append(
+            torch.stack([torch.stack([p[:, v, u] for v in range(PATCH) for u in range(PATCH)]) for p in pieces])
+        )
+    pixels = torch.stack(rows).flatten(2)
+    return {
+        "pixel_values": pixels,
+        "pixel_attention_mask": torch.ones(pixels.shape[:2], dtype=torch.long),
+        "spatial_shapes": torch.tensor([[SIZE // PATCH, SIZE // PATCH]] * len(images)),
+    }
 
 
 @pytest.mark.parametrize(
@@ -103,7 +128,7 @@ def test_layer_k_is_what_block_k_gives_out(root, family):
     folder = encoder_folder(root, family)
     truth = block_outputs(folder, images)
     patches = (SIZE // PATCH) ** 2
-    whole = AutoModel.from_pretrained(folder).config
+    whole = vision_half(AutoModel.from_pretrained(folder).config)
     for layers in [(1,), (2,), (DEPTH,), (1, 3), tuple(range(1, DEPTH + 1))]:
         encoder = load_encoder(folder, truncate(whole, layers[-1]))
         states = read_layers(encoder, images, layers=layers)
@@ -117,7 +142,7 @@ def test_layer_k_is_what_block_k_gives_out(root, family):
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_only_blocks_up_to_the_deepest_layer_exist(family):
-    encoder = new_encoder(truncate(ENCODERS[family], 2))
+    encoder = new_encoder(truncate(vision_half(ENCODERS[family]), 2))
     whole = AutoModel.from_config(ENCODERS[family])
     block = sum(p.numel() for p in blocks_of(whole)[0].parameters())
     lists = [m for m in encoder.modules() if isinstance(m, nn.ModuleList)]
@@ -125,10 +150,14 @@ def test_only_blocks_up_to_the_deepest_layer_exist(family):
     assert sum(p.numel() for p in encoder.parameters()) <= sum(p.numel() for p in whole.parameters()) - 2 * block
 
 
+def whole_config(folder: str):
+    return vision_half(AutoModel.from_pretrained(folder).config)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_another_resolution_interpolates_positions(root, family):
     folder = encoder_folder(root, family)
-    config = truncate(AutoModel.from_pretrained(folder).config, 2)
+    config = truncate(whole_config(folder), 2, image_size=2 * SIZE)
     encoder = load_encoder(folder, config)
     larger = torch.randn(1, 3, 2 * SIZE, 2 * SIZE)
     (state,) = read_layers(encoder, larger, layers=(2,))
@@ -137,7 +166,109 @@ def test_another_resolution_interpolates_positions(root, family):
     assert state.shape == (1, rows * columns, config.hidden_size)
     flat = torch.zeros(1, 3, 2 * SIZE, 2 * SIZE)  # equal patches: only interpolated positions can tell them apart
     (same,) = read_layers(encoder, flat, layers=(2,))
-    assert (same[0, 0] - same[0, -1]).abs().max() > 1e-3
+    spread = (same[0, 0] - same[0, -1]).abs().max()
+    # Rotary positions alone (DINOv3) move attention, and equal patches have equal values to attend to.
+    assert spread > 1e-3 or family == "dinov3_vit"
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_lit_patch_lights_its_own_token_in_row_major_order(root, family):
+    folder = encoder_folder(root, family)
+    encoder = load_encoder(folder, truncate(whole_config(folder), 1))
+    dark = torch.zeros(1, 3, SIZE, SIZE)
+    for row, column in ((0, 0), (0, 3), (1, 2), (3, 1)):
+        lit = dark.clone()
+        lit[:, :, row * PATCH : (row + 1) * PATCH, column * PATCH : (column + 1) * PATCH] = 3
+        change = read_layers(encoder, lit, layers=(1,))[0] - read_layers(encoder, dark, layers=(1,))[0]
+        assert change.norm(dim=-1).argmax().item() == row * (SIZE // PATCH) + column
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_changing_the_image_changes_every_layer(root, family):
+    folder = encoder_folder(root, family)
+    encoder = load_encoder(folder, truncate(whole_config(folder), DEPTH))
+    first, second = (read_layers(encoder, torch.randn(1, 3, SIZE, SIZE), layers=(1, 2, 3, 4)) for _ in range(2))
+    assert all((a - b).abs().max() > 1e-2 for a, b in zip(first, second, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_final_norm_after_is_the_whole_encoders_last_hidden_state_or_refused(root, family):
+    folder = encoder_folder(root, family)
+    whole = whole_config(folder)
+    if family in ("clip_vision_model", "metaclip_2_vision_model", "radio"):
+        branch = {"name": "e", "layers": [DEPTH], "image_size": SIZE, "final_norm": "after"}
+        with pytest.raises(ValueError, match=r"final_norm 'after' is not available"):
+            CommVisionConfig(branches=[branch], e=truncate(whole, DEPTH))
+        return
+    images = torch.randn(1, 3, SIZE, SIZE)
+    encoder = load_encoder(folder, truncate(whole, DEPTH))
+    (after,) = read_layers(encoder, images, layers=(DEPTH,), final_norm="after")
+    library = AutoModel.from_pretrained(folder).eval()
+    inputs = {"pixel_values": images}
+    if family == "siglip2_vision_model":
+        inputs = patches_one_by_one(images)
+    if family == "vit_mae":
+        inputs["noise"] = torch.arange(16).float()[None]
+    with torch.no_grad():
+        truth = library(**inputs).last_hidden_state[:, -after.shape[1] :]
+    torch.testing.assert_close(after, truth, rtol=1e-5, atol=1e-5)
+    assert (after - read_layers(encoder, images, layers=(DEPTH,))[0]).abs().max() > 0.05
+
+
+PUBLISHED = {  # mean and std of the first channel, by the models' own papers and preprocessors
+    "clip_vision_model": (0.48145466, 0.26862954), "metaclip_2_vision_model": (0.48145466, 0.26862954),
+    "aimv2_vision_model": (0.48145466, 0.26862954), "siglip_vision_model": (0.5, 0.5),
+    "siglip2_vision_model": (0.5, 0.5), "vit": (0.5, 0.5), "dinov2": (0.485, 0.229),
+    "dinov2_with_registers": (0.485, 0.229), "dinov3_vit": (0.485, 0.229), "deit": (0.485, 0.229),
+    "vit_mae": (0.485, 0.229), "radio": (0.0, 1.0),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_family_is_normalised_by_its_own_statistics(root, family):
+    config = build_config([EncoderSpec("e", encoder_folder(root, family))], language_model=language_model_folder(root))
+    images = build_processor(config, tiny_tokenizer()).image_processor
+    red = np.full((SIZE, SIZE, 3), 255, dtype=np.uint8)
+    mean, std = PUBLISHED[family]
+    assert images.row(red)[0] == pytest.approx((1 - mean) / std, rel=1e-5)
+
+
+def test_layers_are_handed_over_as_their_blocks_finish_and_no_graph_leads_into_the_encoder(root):
+    """While layer 2 is merged, block 3 has not run."""
+    encoder = load_encoder(encoder_folder(root, "dinov2"), truncate(ENCODERS["dinov2"], 3))
+    order: list[str] = []
+    for number, block in enumerate(blocks_of(encoder, 3), start=1):
+        block.register_forward_pre_hook(lambda _m, _i, n=number: order.append(f"block {n}"))
+    grads: list[bool] = []
+
+    def take(place: int, state: torch.Tensor) -> None:
+        order.append(f"layer {place}")
+        grads.append(torch.is_grad_enabled() and not state.requires_grad)
+
+    stream_layers(encoder, torch.randn(1, 3, SIZE, SIZE), layers=(1, 3), take=take)
+    assert order == ["block 1", "layer 0", "block 2", "block 3", "layer 1"]
+    assert grads == [True, True]
+    assert not any(block._forward_hooks for block in blocks_of(encoder, 3))
+
+
+def test_a_two_sided_metaclip_and_siglip2_give_their_vision_half(tmp_path):
+    text = {
+        "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 20,
+    }  # fmt: skip
+    for kind, config, family in (
+        (MetaClip2Model, MetaClip2Config, "metaclip_2_vision_model"),
+        (Siglip2Model, Siglip2Config, "siglip2_vision_model"),
+    ):
+        whole = kind(config(text_config=text, vision_config=ENCODERS[family].to_dict())).eval()
+        whole.save_pretrained(tmp_path / family)
+        encoder = load_encoder(str(tmp_path / family), truncate(vision_half(whole.config), 3))
+        images = torch.randn(1, 3, SIZE, SIZE)
+        caught = []
+        blocks_of(whole.vision_model, DEPTH)[2].register_forward_hook(lambda _m, _i, out, c=caught: c.append(out))
+        with torch.no_grad():
+            whole.vision_model(**(patches_one_by_one(images) if "siglip" in family else {"pixel_values": images}))
+        out = caught[0][0] if isinstance(caught[0], tuple) else caught[0]
+        torch.testing.assert_close(read_layers(encoder, images, layers=(3,))[0], out[:, -16:])
 
 
 def test_a_patch_that_does_not_divide_the_image_is_refused():

@@ -7,17 +7,23 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import (
+    Aimv2VisionConfig,
     AutoModel,
     AutoModelForCausalLM,
     CLIPVisionConfig,
     DeiTConfig,
     Dinov2Config,
     Dinov2WithRegistersConfig,
+    DINOv3ViTConfig,
     LlamaConfig,
+    MetaClip2VisionConfig,
     PreTrainedTokenizerFast,
     Qwen3Config,
+    RadioConfig,
+    Siglip2VisionConfig,
     SiglipVisionConfig,
     ViTConfig,
+    ViTMAEConfig,
 )
 
 from commvlm.model import CommForConditionalGeneration, EncoderSpec, build_model
@@ -40,6 +46,14 @@ ENCODERS = {
     "siglip_vision_model": SiglipVisionConfig(**_SIZES, intermediate_size=64),
     "vit": ViTConfig(**_SIZES, intermediate_size=64),
     "deit": DeiTConfig(**_SIZES, intermediate_size=64),
+    "metaclip_2_vision_model": MetaClip2VisionConfig(**_SIZES, intermediate_size=64),
+    "siglip2_vision_model": Siglip2VisionConfig(
+        **{k: v for k, v in _SIZES.items() if k != "image_size"}, intermediate_size=64, num_patches=(SIZE // PATCH) ** 2
+    ),
+    "dinov3_vit": DINOv3ViTConfig(**_SIZES, intermediate_size=64, num_register_tokens=2),
+    "vit_mae": ViTMAEConfig(**_SIZES, intermediate_size=64, mask_ratio=0.0),
+    "aimv2_vision_model": Aimv2VisionConfig(**_SIZES, intermediate_size=64),
+    "radio": RadioConfig(**_SIZES, mlp_ratio=2.0, max_img_size=2 * SIZE),
 }
 _TEXT = {"vocab_size": 64, "hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
 _IDS = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}

@@ -12,10 +12,22 @@ from .command import Parser
 from .data import add_data
 from .evaluate import add_evaluate
 from .microworld import add_microworld
-from .model import add_build, add_inspect
+from .model import add_build, add_compare, add_import, add_inspect, add_recipes
 from .train import add_quickstart, add_train
 
-COMMANDS = (add_inspect, add_build, add_train, add_evaluate, add_chat, add_data, add_microworld, add_quickstart)
+COMMANDS = (
+    add_recipes,
+    add_inspect,
+    add_compare,
+    add_build,
+    add_import,
+    add_train,
+    add_evaluate,
+    add_chat,
+    add_data,
+    add_microworld,
+    add_quickstart,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
@@ -29,6 +30,7 @@ def build_model(
     fuse: str | Mapping[str, Any] = "channel-concat",
     reduce: str | Mapping[str, Any] = "none",
     project: str | Mapping[str, Any] = "linear",
+    frame: str = "none",
     pad_color: Sequence[int] = (255, 255, 255),
     weights: str = "checkpoint",
     tokenizer: PreTrainedTokenizerBase | None = None,
@@ -48,7 +50,7 @@ def build_model(
     token = None if tokenizer is None else add_image_token(tokenizer)
     size = None if tokenizer is None else len(tokenizer)
     config = build_config(
-        encoders, language_model=language_model, fuse=fuse, reduce=reduce, project=project, pad_color=pad_color,
+        encoders, language_model=language_model, fuse=fuse, reduce=reduce, project=project, frame=frame, pad_color=pad_color,
         image_token_id=token, vocab_size=size,
     )  # fmt: skip
     if device == "meta":
@@ -56,8 +58,8 @@ def build_model(
     else:
         with torch.random.fork_rng(devices=[]):
             parts = _make_parts(config, encoders, language_model, random=weights == "random", dtype=dtype, seed=seed)
-            model = _assemble(config, *parts, dtype=dtype, seed=seed).to(device)  # pyright: ignore[reportArgumentType]
-    _settle_generation(model, tokenizer)
+            model = assemble_parts(config, *parts, dtype=dtype, seed=seed).to(device)  # pyright: ignore[reportArgumentType]
+    settle_generation(model, tokenizer)
     return model.eval()
 
 
@@ -74,8 +76,8 @@ def _make_parts(
     random: bool,
     dtype: torch.dtype,
     seed: int,
-) -> tuple[dict[str, PreTrainedModel], PreTrainedModel]:
-    """The encoders by name, and the language model with its head: loaded, or with random weights."""
+) -> tuple[dict[str, PreTrainedModel], Any, Any]:
+    """The encoders by name, the language model's body, and its head: loaded, or with random weights."""
     vision: Any = config.vision_config
     loaded: dict[str, PreTrainedModel] = {}
     for spec in encoders:
@@ -84,23 +86,24 @@ def _make_parts(
         if random or spec.weights == "random":
             loaded[spec.name] = new_encoder(encoder_config, dtype=dtype)
         else:
-            with _weights_of(spec.checkpoint):
+            with weights_of(spec.checkpoint):
                 loaded[spec.name] = load_encoder(spec.checkpoint, encoder_config, dtype=dtype)
     _seed(seed, "language model")
-    return loaded, _language_model(config, language_model, random=random, dtype=dtype)
+    text = _language_model(config, language_model, random=random, dtype=dtype)
+    return loaded, text.base_model, text.get_output_embeddings()
 
 
-def _assemble(
+def assemble_parts(
     config: CommConfig,
     encoders: Mapping[str, PreTrainedModel],
-    text: PreTrainedModel,
+    body: PreTrainedModel,
+    head: nn.Linear,
     *,
     dtype: torch.dtype,
-    seed: int,
+    seed: int = 0,
 ) -> CommForConditionalGeneration:
-    """Put the parts into a model without memory of its own, so that none is held twice; make what is between them."""
-    body: Any = text.base_model
-    head: Any = text.get_output_embeddings()
+    """Put encoders (by name), a language model's body and its head into a model without memory of its own, so that none is
+    held twice; make what is between them. seed: of every weight made here."""
     for name, encoder in encoders.items():
         setattr(config.vision_config, name, encoder.config)
     config.text_config = body.config
@@ -117,6 +120,9 @@ def _assemble(
     model.lm_head = head
     _seed(seed, "project")
     model.model.multi_modal_projector.to_empty(device="cpu").apply(initialise)
+    if config.frame == "learned":
+        frame: Any = model.model.image_frame.to_empty(device="cpu")
+        frame.weight.data.copy_(body.get_input_embeddings().weight.data.mean(0))  # type: ignore[union-attr]
     model.tie_weights()
     return model
 
@@ -131,7 +137,7 @@ def _language_model(config: CommConfig, name: str, *, random: bool, dtype: torch
     if random:
         return AutoModelForCausalLM.from_config(text, dtype=dtype)
     load: Any = AutoModelForCausalLM.from_pretrained
-    with _weights_of(name):
+    with weights_of(name):
         model, report = load(
             name, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
         )
@@ -147,7 +153,7 @@ def _language_model(config: CommConfig, name: str, *, random: bool, dtype: torch
 
 
 @contextmanager
-def _weights_of(name: str) -> Iterator[None]:
+def weights_of(name: str) -> Iterator[None]:
     """Quietly (blocks left out on purpose are no news), and a failure of the library as one line with the next step."""
     level = logging.get_verbosity()
     logging.set_verbosity_error()
@@ -170,7 +176,7 @@ def add_image_token(tokenizer: PreTrainedTokenizerBase) -> int:
     return int(tokenizer.convert_tokens_to_ids(IMAGE_TOKEN))  # type: ignore[arg-type]
 
 
-def _settle_generation(model: CommForConditionalGeneration, tokenizer: PreTrainedTokenizerBase | None) -> None:
+def settle_generation(model: CommForConditionalGeneration, tokenizer: PreTrainedTokenizerBase | None) -> None:
     """Greedy by default, ends at the end token, never says the placeholder."""
     text: Any = model.config.text_config
     generation = model.generation_config

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from difflib import get_close_matches
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -58,6 +59,8 @@ def find_checkpoint(name: str) -> Checkpoint:
     for local in (True, False):
         try:
             config = AutoConfig.from_pretrained(name, local_files_only=local)
+        except ImportError as error:
+            raise CheckpointError(f"checkpoint {name!r} needs timm: pip install 'commvlm[timm]'") from error
         except (OSError, ValueError) as error:
             reason = error
         else:
@@ -67,7 +70,7 @@ def find_checkpoint(name: str) -> Checkpoint:
             return _from_facts(name)
     raise CheckpointError(
         f"checkpoint {name!r} is no folder and could not be had from the hub ({_first_line(reason)}); "
-        f"shapes known without the hub: {nearest(name, list(published_facts()))}"
+        f"shapes known without the hub: {nearest(name, get_close_matches(name, published_facts(), n=4, cutoff=0))}"
     )
 
 
@@ -78,6 +81,8 @@ def _from_folder(name: str, folder: Path) -> Checkpoint:
         )
     try:
         config = AutoConfig.from_pretrained(folder)
+    except ImportError as error:
+        raise CheckpointError(f"checkpoint {name!r} needs timm: pip install 'commvlm[timm]'") from error
     except (OSError, ValueError, KeyError) as error:
         raise CheckpointError(f"checkpoint folder {name!r} has no usable config.json: {_first_line(error)}") from error
     mean, std = _image_statistics(str(folder))

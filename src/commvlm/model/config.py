@@ -21,6 +21,7 @@ from .tokens import Grid, Tokens
 
 BRANCH_FIELDS = ("name", "depth", "layers", "merge", "align", "image_size", "mean", "std", "final_norm")
 GEOMETRIES = ("pad-square", "stretch", "center-crop")
+FRAMES = ("none", "learned")
 
 
 class CommVisionConfig(PreTrainedConfig):
@@ -204,7 +205,9 @@ def _check_grids(config: CommVisionConfig) -> None:
 class CommConfig(PreTrainedConfig):
     """COMM: visual branches, a projection, a language model.
 
-    project: a row of `align.PROJECTS`. image_token_id: of the placeholder that visual tokens are written over.
+    project: a row of `align.PROJECTS`. frame: "learned" puts an embedding before and one after an image's tokens, as the
+    <im_start> and <im_end> of LLaVA-1 and Shikra do; "none" does not. image_token_id: of the placeholder that visual tokens
+    are written over.
     geometry, pad_color: how the processor makes an image square. lm_head_bias: whether the head has one.
     """
 
@@ -217,6 +220,7 @@ class CommConfig(PreTrainedConfig):
     vision_config: dict | PreTrainedConfig | None = None
     text_config: dict | PreTrainedConfig | None = None
     project: dict[str, Any] | str = "linear"
+    frame: str = "none"
     image_token_id: int = 32000
     geometry: str = "pad-square"
     pad_color: list[int] | tuple[int, ...] = (255, 255, 255)
@@ -226,6 +230,7 @@ class CommConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any):
         super().__post_init__(**kwargs)
         self.project = settle(self.project, PROJECTS, what="project")
+        choice(self.frame, of=FRAMES, what="frame")
         choice(self.geometry, of=GEOMETRIES, what="geometry")
         self.pad_color = [int(value) for value in self.pad_color]
         self.tie_word_embeddings = self.text_config.tie_word_embeddings  # type: ignore[union-attr]
@@ -242,8 +247,8 @@ class CommConfig(PreTrainedConfig):
 
     @property
     def num_image_tokens(self) -> int:
-        """Visual tokens of one image: how often its placeholder is repeated."""
-        return self.vision_config.num_image_tokens  # type: ignore[union-attr]
+        """Visual tokens of one image, its frame's included: how often its placeholder is repeated."""
+        return self.vision_config.num_image_tokens + (2 if self.frame == "learned" else 0)  # type: ignore[union-attr]
 
 
 def _check_head(text: PreTrainedConfig) -> None:

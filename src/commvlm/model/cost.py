@@ -100,7 +100,7 @@ def _shared_rows(model: CommForConditionalGeneration, trains: Sequence[str]) -> 
         language_model(inputs_embeds=embeds, attention_mask=look, use_cache=False)
 
     return [
-        _row("project", "", [vision.fuse, project], join, trains, "", vision.reduce.out),
+        _row("project", "", [vision.fuse, project, model.model.image_frame], join, trains, "", vision.reduce.out),
         _row("language_model", "", [language_model, model.lm_head], read, trains, "", None),
     ]
 

@@ -56,7 +56,10 @@ def _patches(pixels: Tensor, config: Any) -> dict[str, Tensor]:
 
 
 def _resize_table(encoder: Any, size: int) -> None:
-    """AIMv2: its learned table of positions, bicubically from the trained grid to that of `size` pixels."""
+    """AIMv2: its learned table of positions, bicubically from the trained grid to that of `size` pixels. The native ones
+    compute theirs for any size."""
+    if encoder.config.is_native:
+        return
     embeddings = encoder.embeddings
     table: Tensor = embeddings.position_embedding.weight
     trained, asked = round(table.shape[0] ** 0.5), size // _side(encoder.config.patch_size)

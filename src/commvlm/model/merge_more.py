@@ -75,16 +75,15 @@ class LayerAttention(LLNLayerscale):
                 torch.zeros(b, n, 1, device=state.device),
             )
         if not in_place(state):
-            return self._attend(*merged, index, state)
-        # A quarter of the tokens at a time: the work needs four times its own size.
-        for parts in zip(*(t.chunk(4, dim=1) for t in (*merged, state)), strict=True):
-            for old, new in zip(parts[:3], self._attend(*parts[:3], index, parts[3]), strict=True):
+            return self._attend(merged, index, state)
+        # An eighth of the tokens at a time: the work needs some four times its own size.
+        for parts in zip(*(t.chunk(8, dim=1) for t in (*merged, state)), strict=True):
+            for old, new in zip(parts[:3], self._attend(parts[:3], index, parts[3]), strict=True):
                 old.copy_(new)
         return merged
 
-    def _attend(
-        self, total: Tensor, top: Tensor, mass: Tensor, index: int, state: Tensor
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _attend(self, merged: Any, index: int, state: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        total, top, mass = merged
         norm, linear = self.pair(index)
         normed = norm(state)
         score = (normed @ self.queries[index])[..., None].float() * self.dim**-0.5 + self.logits[index]
@@ -95,7 +94,7 @@ class LayerAttention(LLNLayerscale):
     def finish(self, merged: Any) -> Tensor:
         """The weighted sum over the sum of weights."""
         total, _, mass = merged
-        return total / mass.to(total.dtype)
+        return torch.div(total, mass.to(total.dtype), out=total if in_place(total) else None)
 
 
 class _Channels(Merge):

@@ -18,7 +18,7 @@ from .knock_out import KnockOut
 from .vision import CommVisionModel, initialise
 
 PARTS = ("encoders", "merge", "align", "project", "language_model")
-"""What a recipe trains or freezes. The projection's part has the fuse's own weights, where it has any."""
+"""What a recipe trains or freezes. The projection's part has the weights of the fuse and of the frame, if there are any."""
 
 
 @dataclass
@@ -33,6 +33,18 @@ class CommCausalLMOutput(CausalLMOutputWithPast):
     """image_hidden_states: (images * N, hidden), the visual tokens as the language model read them."""
 
     image_hidden_states: Tensor | None = None
+
+
+class ImageFrame(nn.Module):
+    """An embedding before and one after an image's tokens: (b, n, d) -> (b, n + 2, d)."""
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(2, dim))
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        start, end = (row.expand(tokens.shape[0], 1, -1) for row in self.weight)
+        return torch.cat([start, tokens, end], dim=1)
 
 
 class CommPreTrainedModel(PreTrainedModel):
@@ -65,6 +77,8 @@ class CommModel(CommPreTrainedModel):
         super().__init__(config)
         self.vision_tower = CommVisionModel(config.vision_config)  # type: ignore[arg-type]
         self.multi_modal_projector = config.make_project()
+        width: int = config.text_config.hidden_size  # type: ignore[union-attr]
+        self.image_frame = ImageFrame(width) if config.frame == "learned" else nn.Identity()
         self.language_model = AutoModel.from_config(config.text_config)
         self.post_init()
 
@@ -86,7 +100,7 @@ class CommModel(CommPreTrainedModel):
         knock_out: encoders and layers that are switched off; see `CommVisionModel.forward`.
         """
         fused = self.vision_tower(pixel_values, knock_out=knock_out).last_hidden_state
-        tokens = self.multi_modal_projector(fused)
+        tokens = self.image_frame(self.multi_modal_projector(fused))
         return BaseModelOutputWithPooling(last_hidden_state=fused, pooler_output=list(tokens))  # type: ignore[arg-type]
 
     def write_images(self, embeds: Tensor, input_ids: Tensor | None, features: Tensor) -> Tensor:
@@ -215,7 +229,7 @@ class CommForConditionalGeneration(CommPreTrainedModel, GenerationMixin):
             "encoders": nn.ModuleList(vision.encoder(name) for name in vision.config.names),
             "merge": nn.ModuleList(branch.merge for branch in branches),  # type: ignore[union-attr]
             "align": nn.ModuleList(branch.align for branch in branches),  # type: ignore[union-attr]
-            "project": nn.ModuleList([vision.fuse, self.model.multi_modal_projector]),
+            "project": nn.ModuleList([vision.fuse, self.model.multi_modal_projector, self.model.image_frame]),
             "language_model": nn.ModuleList([self.model.language_model, self.lm_head]),
         }
 

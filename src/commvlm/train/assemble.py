@@ -50,6 +50,7 @@ def model_settings(model: Model) -> dict[str, Any]:
         "fuse": model.fuse,
         "reduce": model.reduce,
         "project": model.project,
+        "frame": model.frame,
         "pad_color": model.pad_color,
     }
 

@@ -7,6 +7,7 @@ name, and an unknown key is an error that names the nearest known one (see `keys
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -45,7 +46,8 @@ class Model:
     """encoders -> fuse -> reduce -> project -> language_model (hub id, folder, or "micro:lm").
 
     fuse: a kind, or {kind: ..., options}; its option `grid` (an encoder's name, a side, or [rows, columns]) is what encoders
-    of other grids are resampled to. reduce: "none", "pixel-shuffle" or "pool". pad_color: RGB of what makes an image square.
+    of other grids are resampled to. reduce: "none", "pixel-shuffle" or "pool". frame: "learned" puts an embedding before and
+    one after an image's tokens, "none" does not. pad_color: RGB of what makes an image square.
     """
 
     encoders: list[Encoder]
@@ -53,6 +55,7 @@ class Model:
     fuse: str | dict[str, Any] = "channel-concat"
     reduce: str | dict[str, Any] = "none"
     project: str | dict[str, Any] = "linear"
+    frame: str = "none"
     pad_color: list[int] = field(default_factory=lambda: [255, 255, 255])
 
 
@@ -149,6 +152,17 @@ class Recipe:
     evaluate: Evaluate = field(default_factory=Evaluate)
 
 
+def shipped_recipes() -> dict[str, str]:
+    """The recipes that come with the package: name ("micro", "peers/llava-1.5-7b") -> the comment at its head, one line."""
+    shipped = Path(str(resources.files("commvlm") / "recipes"))
+    found = {}
+    for path in sorted(shipped.rglob("*.yaml")):
+        lines = itertools.takewhile(lambda line: line.startswith("#"), path.read_text(encoding="utf-8").splitlines())
+        about = " ".join(line.lstrip("# ") for line in lines)
+        found[path.relative_to(shipped).as_posix().removesuffix(".yaml")] = about
+    return found
+
+
 def find_recipe(name: str | Path) -> Path:
     """A file's path, or a shipped recipe's by name: "micro", "recipes/comm-7b.yaml". Raises RecipeError for neither."""
     path = Path(name)
@@ -157,13 +171,15 @@ def find_recipe(name: str | Path) -> Path:
     shipped = Path(str(resources.files("commvlm") / "recipes"))
     parts = path.parts[1:] if path.parts[:1] == ("recipes",) else path.parts
     if parts and ".." not in parts and not path.is_absolute():
-        found = shipped.joinpath(*parts).with_suffix(".yaml")
+        found = shipped.joinpath(*parts[:-1], parts[-1].removesuffix(".yaml") + ".yaml")
         if found.is_file():
             return found
-    known = sorted(p.relative_to(shipped).with_suffix("").as_posix() for p in shipped.rglob("*.yaml"))
-    near = get_close_matches(path.stem, known, n=1)
-    hint = f"did you mean {near[0]!r}? " if near else ""
-    raise RecipeError(f"there is no recipe {str(name)!r}; {hint}give a YAML file, or one of: {', '.join(known)}")
+    known = list(shipped_recipes())
+    near = get_close_matches(Path(*parts).as_posix().removesuffix(".yaml") if parts else "", known, n=3)
+    hint = f"did you mean {' or '.join(map(repr, near))}? " if near else ""
+    raise RecipeError(
+        f"there is no recipe {str(name)!r}; {hint}give a YAML file, or a name that `commvlm recipes` lists"
+    )
 
 
 def load_recipe(name: str | Path, overrides: Sequence[str] = ()) -> Recipe:
