@@ -66,7 +66,7 @@ def print_check(checks: Sequence[SourceCheck]) -> None:
             f"{check.boxes:,}",
             *counts,
         )
-    console = Console(width=max(100, Console().width), highlight=False)
+    console = Console(width=max(140, Console().width), highlight=False)  # a table that is cut says nothing
     console.print(table)
     for check in checks:
         for said in filter(None, (check.error, check.note, check.convention)):

@@ -31,8 +31,8 @@ SHOWN = 5
 """Places kept of every problem."""
 TOLERANCE = 1.0
 """Pixels that a box may reach out of its image, by rounding."""
-TOLD_BY = 2000
-"""Boxes of a source that its convention is told by."""
+TOLD_BY = (20, 2000)
+"""Boxes of a source that its convention is told by, at least and at most."""
 Size = tuple[int, int]
 
 
@@ -149,7 +149,7 @@ def _check_one(
         )
         return
     for place in places:
-        if len(place) == 4 and len(boxes) < TOLD_BY:
+        if len(place) == 4 and len(boxes) < TOLD_BY[1]:
             boxes.append((place, size))
         if _outside(place, size):
             nowhere = len(place) == 4 and (place[2] <= 0 or place[3] <= 0 or place[0] >= size[0] or place[1] >= size[1])
@@ -166,7 +166,7 @@ def _outside(place: tuple[float, ...], size: Size) -> bool:
 
 def _convention(boxes: list[tuple[Box, Size]]) -> str | None:
     """A word on boxes that look as if their reader had been told the wrong convention."""
-    if not boxes:
+    if len(boxes) < TOLD_BY[0]:
         return None
     try:
         verdict = detect([box for box, _ in boxes], [size for _, size in boxes])
