@@ -149,7 +149,7 @@ def test_datasets_of_questions(folder, tmp_path):
 
 
 def test_datasets_of_boxes(folder, tmp_path):
-    columns = {"box": "bbox", "answer": "question", "answers": "none"}
+    columns = {"box": "bbox", "answer": "question"}
     options = {"columns": columns, "task": "rec", "boxes": "xywh-pixels"}
     faults = Faults()
     first, second = read("datasets", images=tmp_path, dataset=folder, faults=faults, **options)

@@ -35,7 +35,10 @@ def read_hub(
     in answer or answers gives the references, and the most frequent is the answer. split: of a folder that has several: the
     part of a file's name before the first dash. boxes: convention of the box column, and of boxes in conversations.
     """
-    named = {role: role for role in ROLES} | (columns or {})
+    given = columns or {}
+    # Of answer and answers the one that is named counts, though the set may have a column of the other's name.
+    rival = {"answer": "answers", "answers": "answer"}
+    named = {role: role for role in ROLES if not (rival.get(role) in given and role not in given)} | given
     unknown = sorted(set(named) - set(ROLES))
     if unknown:
         raise ValueError(f"datasets: there is no role {unknown[0]!r}; roles: {', '.join(ROLES)}")
@@ -92,8 +95,8 @@ def _files(dataset: Path, split: str | None) -> tuple[str, list[Path]]:
 def _renamed(rows: Iterator[Entry | EntryError], named: Mapping[str, str]) -> Iterator[Entry | EntryError]:
     for row in rows:
         if isinstance(row, Entry):
-            found = {role: row.value[column] for role, column in named.items() if row.value.get(column) is not None}
-            row.value = {**row.value, **found}
+            kept = {**named, "messages": "messages", "width": "width", "height": "height"}
+            row.value = {role: row.value[name] for role, name in kept.items() if row.value.get(name) is not None}
         yield row
 
 
