@@ -116,6 +116,15 @@ def test_the_same_structure_runs_and_learns_with_random_weights(name, tmp_path):
     assert output.image_hidden_states.shape == (model.config.num_image_tokens, model.config.text_config.hidden_size)
 
 
+def test_the_five_lines_of_the_docs_are_a_recipe(tmp_path, capsys):
+    text = (Path(__file__).parents[1] / "docs" / "encoders.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
+    rows = inspected(str(tmp_path / "mine.yaml"), capsys)
+    assert rows["total", ""]["tokens"] == 576
+    assert rows["encoders", "dinov3"]["layers"] == "19-24 of 24"
+    assert rows["encoders", "dinov3"]["parameters"] == pytest.approx(303e6, rel=0.01)
+
+
 def _checkpoint(settings: dict, name: str) -> str:
     return next(spec.checkpoint for spec in settings["encoders"] if spec.name == name)
 
@@ -140,6 +149,16 @@ def test_compare_measures_and_draws_a_table(capsys):
     out = capsys.readouterr().out
     assert "peak MB" in out
     assert "median of 1 passes" in out
+
+
+def test_inspect_measures_when_asked(capsys):
+    assert main(["inspect", "micro", "--measure", "--json"]) == 0
+    measured = json.loads(capsys.readouterr().out)[-1]
+    assert measured["part"] == "measured"
+    assert measured["seconds"] > 0
+    assert measured["peak_bytes"] > 64 * 128 * 2
+    assert main(["inspect", "micro", "--measure"]) == 0
+    assert "ms an image" in capsys.readouterr().out
 
 
 def test_a_slip_in_the_second_recipe_is_told_before_the_first_is_measured(capsys):

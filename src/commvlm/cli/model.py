@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import textwrap
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from .command import OVERRIDES, RECIPE, add_command, count, recipe_of
+
+if TYPE_CHECKING:
+    from ..model.config import CommConfig
 
 
 def add_recipes(commands: argparse._SubParsersAction) -> None:
@@ -24,9 +29,13 @@ def _recipes(options: argparse.Namespace) -> None:
 
 def add_inspect(commands: argparse._SubParsersAction) -> None:
     what = "parameters, layers, grid, visual tokens and FLOPs of a recipe, part by part; nothing is allocated"
-    example = "  commvlm inspect recipes/comm-7b.yaml\n  commvlm inspect micro --json\n" + OVERRIDES
+    example = (
+        "  commvlm inspect recipes/comm-7b.yaml\n  commvlm inspect micro --json\n"
+        "  commvlm inspect micro --measure                    (latency and peak memory of its visual half, too)\n"
+    ) + OVERRIDES
     parser = add_command(commands, "inspect", _inspect, what, example, overridable=True)
     parser.add_argument("recipe", help=RECIPE)
+    parser.add_argument("--measure", action="store_true", help="run its visual half with random weights, bf16, 3 times")
     parser.add_argument("--json", action="store_true", help="JSON on stdout")
 
 
@@ -64,7 +73,25 @@ def _inspect(options: argparse.Namespace) -> None:
     config = build_config(**model_settings(recipe.model))
     trains = recipe.train.stages[-1].trains if recipe.train.stages else {}
     rows = inspect_model(config, **({"trains": tuple(trains)} if trains else {}))
-    print(json.dumps(as_json(rows), indent=1) if options.json else as_table(rows))
+    took = _measured(config) if options.measure else None
+    if options.json:
+        print(json.dumps(as_json(rows) + ([{"part": "measured", **took}] if took else []), indent=1))
+        return
+    print(as_table(rows))
+    if took:
+        print(
+            f"visual half: {1e3 * took['seconds']:,.1f} ms an image, {took['peak_bytes'] / 1e6:,.1f} MB held at most beside "
+            f"the weights (median of {took['runs']}, {took['dtype']}, {took['device']}, {took['threads']} threads)"
+        )
+
+
+def _measured(config: CommConfig) -> dict[str, Any]:
+    from rich.console import Console
+
+    from ..model.measure import measure
+
+    with Console(stderr=True).status("measuring the visual half"):
+        return dataclasses.asdict(measure(config))
 
 
 def add_build(commands: argparse._SubParsersAction) -> None:

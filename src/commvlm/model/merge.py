@@ -49,7 +49,8 @@ class Merge(nn.Module):
         if weights is None or not off:
             return weights
         on = weights.masked_fill(_places(off, weights), 0.0)
-        return on * (weights.sum() / on.sum())
+        total = on.sum()
+        return torch.where(total.abs() > 1e-6, on * (weights.sum() / total), on)  # free weights may cancel out
 
     def step(self, merged: Any, index: int, state: Tensor, weights: Tensor | None) -> Any:
         """What is merged so far (None at first) and the index-th asked layer (b, n, d) -> what is merged then. It must not
