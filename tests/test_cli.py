@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import struct
@@ -21,7 +22,8 @@ from commvlm.cli import main
 
 COMMANDS = [
     "inspect", "build", "train", "evaluate", "chat", "microworld", "microworld write", "microworld pretrain",
-    "microworld card", "quickstart",
+    "microworld card", "quickstart", "score", "score pope", "score mme", "score vqa", "score caption", "score rec",
+    "score reg", "rescore", "receipts", "receipts diff",
 ]  # fmt: skip
 
 
@@ -102,7 +104,7 @@ class TestHelp:
         assert out.startswith(f"usage: commvlm {command}")
         examples = out.split("examples:\n")[1].splitlines()
         assert any(line.strip().startswith(f"commvlm {command.split()[0]}") for line in examples)
-        if command == "microworld":
+        if command in ("microworld", "score"):
             return  # its examples are those of its actions
         for option in re.findall(r"(?<= )--\w+(?=[ \n])", "\n".join(examples)):  # dotted ones are keys of the recipe
             assert re.search(rf"(?<!\w){option}\b", out.split("examples:\n")[0]), option
@@ -336,11 +338,10 @@ class TestCheckpoints:
     def test_a_folder_that_is_none(self, refused, command, tmp_path, world):
         image = next((world / "images").iterdir())
         rest = [] if command == ["evaluate"] else ["where is it?", "--image", str(image)]
-        text = "is no finished run" if command == ["evaluate"] else "is no checkpoint"
         for folder in (tmp_path, tmp_path / "nowhere", image):
             error = refused(*command, folder, *rest)
             assert str(folder) in error
-            assert text in error
+            assert "is no checkpoint" in error
 
     def test_an_unfinished_run(self, refused, run, world):
         (run / "run.json").unlink()
@@ -375,13 +376,88 @@ class TestEvaluation:
         lines = (run / "predictions" / "caption.jsonl").read_text().splitlines()
         assert len(lines) == 12
         assert set(json.loads((run / "scores.json").read_text())) == {"caption", "vqa"}
-        before = {name: kept for name, kept in snapshot(run).items() if name != "scores.json"}
+        written = ("scores.json", "official/vqa.json")
+        before = {name: kept for name, kept in snapshot(run).items() if name not in written}
         assert main(["evaluate", str(run), "--tasks", "vqa", "--json"]) == 0
         printed = json.loads(capsys.readouterr().out)
         scores = json.loads((run / "scores.json").read_text())
         assert printed["vqa"] == scores["vqa"]
         assert set(scores) == {"caption", "vqa"}  # what was scored before stays
-        assert {name: kept for name, kept in snapshot(run).items() if name != "scores.json"} == before
+        assert {name: kept for name, kept in snapshot(run).items() if name not in written} == before
+
+    def test_every_task_with_a_receipt(self, run, world, capsys):
+        """REC, REG, POPE, VQA, captions and MME on the micro world's files; two receipts told apart; every rule."""
+        argv = ["evaluate", str(run), "--tasks", "rec,reg,pope,vqa,caption,mme", "--json"]
+        assert main(argv) == 0
+        scores = json.loads(capsys.readouterr().out)
+        assert set(scores) == {"rec", "reg", "pope", "vqa", "caption", "mme"}
+        assert scores["mme"]["n"] == sum(figures["n"] for figures in scores["mme"]["extra"]["subtasks"].values()) > 60
+        for task in scores:
+            receipt = json.loads((run / "receipts" / f"{task}.json").read_text())
+            assert {name: receipt[name] for name in ("task", "rule", "value", "n", "unparsable", "interval")} == {
+                name: scores[task][name] for name in ("task", "rule", "value", "n", "unparsable", "interval")
+            }
+            assert receipt["made"]["decoding"]["max_new_tokens"] == 4
+            assert all(len(file["sha256"]) == 64 for file in receipt["files"].values())
+        official = run / "official"
+        for name, (files, found) in {
+            "pope": (["--references", "pope_random.json", "--predictions", official / "pope_random.jsonl"],
+                     lambda f: 100 * f["accuracy"]),
+            "vqa": (["--questions", "questions.json", "--annotations", "annotations.json",
+                     "--predictions", official / "vqa.json"], lambda f: f["accuracy"]),
+            "caption": (["--references", "captions.json", "--predictions", official / "caption.json",
+                         "--rule", "approximate"], lambda f: 100 * f["cider"]),
+            "rec": (["--references", "rec.jsonl", "--predictions", official / "rec.jsonl"], lambda f: 100 * f["accuracy"]),
+            "reg": (["--references", "rec.jsonl", "--predictions", official / "reg.json", "--rule", "approximate"],
+                    lambda f: 100 * f["cider"]),
+        }.items():  # fmt: skip
+            files = [str(world / "test" / word) if str(word).endswith((".json", ".jsonl")) else word for word in files]
+            assert main(["score", name, *map(str, files), "--json"]) == 0
+            figure = found(json.loads(capsys.readouterr().out))
+            ours = scores[name]["extra"]["per_set"]["random"]["accuracy"] if name == "pope" else scores[name]["value"]
+            assert figure == pytest.approx(ours, abs=0.006 if name == "vqa" else 1e-9), name
+        rows = (official / "mme" / "count.txt").read_text().splitlines()
+        assert all(len(row.split("\t")) == 4 for row in rows)
+        assert [row.split("\t")[0] for row in rows[::2]] == [row.split("\t")[0] for row in rows[1::2]]
+        kept = (run / "receipts" / "vqa.json").rename(run / "official.json")
+        assert main([*argv[:2], "--tasks", "vqa", "--evaluate.rules.vqa", "evalai", "--evaluate.batch", "5"]) == 0
+        capsys.readouterr()
+        assert main(["receipts", "diff", str(kept), str(run / "receipts" / "vqa.json")]) == 0
+        said = capsys.readouterr().out
+        assert "scored by the rule official, B by evalai" in said
+        for task in scores:
+            assert main(["rescore", str(run / "predictions" / f"{task}.jsonl"), "--all-rules", "--json"]) == 0
+            rows = json.loads(capsys.readouterr().out)
+            assert rows[0]["value"] == scores[task]["value"]
+            assert len(rows) >= 3
+
+    def test_a_saved_model_with_a_recipe(self, run, refused, world, tmp_path, capfd):
+        assert "add --recipe, such as --recipe micro" in refused("evaluate", run / "model")
+        out = tmp_path / "out"
+        argv = ["--recipe", "micro", "--data.root", str(world), "--tasks", "pope", "--evaluate.max_new_tokens", "4"]
+        assert main(["evaluate", str(run / "model"), *argv, "--out", str(out), "--json"]) == 0
+        apart = json.loads(capfd.readouterr().out)
+        assert main(["evaluate", str(run), "--tasks", "pope", "--json"]) == 0
+        assert json.loads(capfd.readouterr().out) == apart
+        assert sorted(path.name for path in out.iterdir()) == ["official", "predictions", "receipts", "scores.json"]
+
+    def test_several_ranks_as_torchrun_starts_them(self, run, world):
+        """Two processes share the questions; the first one scores."""
+        command = [sys.executable, "-m", "commvlm.cli", "evaluate", str(run), "--tasks", "pope,caption", "--json"]
+        environments = [
+            {**os.environ, "RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)} for rank in (0, 1)
+        ]
+        started = [
+            subprocess.Popen(command, env=e, stdout=subprocess.PIPE, stderr=subprocess.PIPE) for e in environments
+        ]
+        outputs = [process.communicate(timeout=200) for process in started]
+        assert [process.returncode for process in started] == [0, 0], outputs
+        assert set(json.loads(outputs[0][0])) == {"pope", "caption"}
+        assert outputs[1][0] == b""
+        shared = {name: (run / "predictions" / f"{name}.jsonl").read_bytes() for name in ("pope", "caption")}
+        shutil.rmtree(run / "predictions")
+        assert main(["evaluate", str(run), "--tasks", "pope,caption", "--json"]) == 0
+        assert shared == {name: (run / "predictions" / f"{name}.jsonl").read_bytes() for name in shared}
 
     def test_the_question_may_stand_behind_the_options(self, finished, world, tmp_path, capsys):
         image, out = str(next((world / "images").iterdir())), str(tmp_path / "a.png")
@@ -400,7 +476,7 @@ class TestMicroworld:
         command = ["microworld", "write", str(tmp_path / "w"), "--train", "4", "--test", "3"]
         assert main(command) == 0
         first = snapshot(tmp_path / "w")
-        assert sum(name.endswith(".png") for name in first) == 7
+        assert sum(name.startswith("images/") for name in first) == 7
         assert main(command) == 0
         assert snapshot(tmp_path / "w") == first
         for other in (["--train", "5", "--test", "3"], ["--train", "4", "--test", "3", "--difficulty", "hard"]):

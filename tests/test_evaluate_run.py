@@ -7,6 +7,7 @@ import json
 import os
 import signal
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -14,11 +15,12 @@ import pytest
 from PIL import Image
 
 from commvlm.data.example import BOXES, IMAGE, Example, Turn
-from commvlm.evaluate import predictions
+from commvlm.evaluate import predictions, shards
 from commvlm.evaluate.answerers import chance, majority, mute, oracle
 from commvlm.evaluate.predictions import partial_path, read_predictions
 from commvlm.evaluate.run import predict, score
 from commvlm.evaluate.scores import read_scores, scores_table, write_scores
+from commvlm.evaluate.shards import Shard, shard_path, shard_paths
 
 COLOURS = ("red", "green", "blue")
 THINGS = ("a small star", "the large ring by the wall", "one tall cup near a box", "two blue doors", "an old lamp")
@@ -340,3 +342,78 @@ def test_the_table_shows_figures_with_their_errors(examples, tmp_path):
     assert cells["rec"] == ["acc@0.5 (standard)", "12", "100.0 ± 0.0", "0.0 ± 0.0 (12 unparsable)"]
     assert cells["vqa"][-1] == "–"
     assert len({len(row) for row in table}) == 1
+
+
+# --- ranks ---
+
+
+def ask_as(rank: int, ranks: int, examples: Sequence[Example], path: Path, *, die_at: int = -1) -> int:
+    """A process that asks as one rank of several; returns its id."""
+    child = os.fork()
+    if child == 0:
+        try:
+            answer = Counting(examples, at=die_at, act=lambda: os.kill(os.getpid(), signal.SIGKILL))
+            predict(answer, examples, path, batch_size=4, progress=None, shard=Shard(rank, ranks))
+            (path.parent / f"asked-{rank}.json").write_text(
+                json.dumps([[e.task, e.id, str(e.image)] for e in answer.asked])
+            )
+        except BaseException:
+            os._exit(1)
+        os._exit(0)
+    return child
+
+
+def ended(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def test_ranks_share_the_images_and_write_one_file(examples, tmp_path):
+    whole = predict(oracle(examples), examples, tmp_path / "whole.jsonl", progress=None)
+    path = tmp_path / "p.jsonl"
+    assert [ended(child) for child in [ask_as(rank, 3, examples, path) for rank in range(3)]] == [0, 0, 0]
+    assert path.read_bytes() == whole.read_bytes()
+    assert shard_paths(path) == []
+    asked = [json.loads((tmp_path / f"asked-{rank}.json").read_text()) for rank in range(3)]
+    assert sum(map(len, asked)) == len(examples)
+    images = [{image for *_, image in each} for each in asked]
+    assert all(len(each) == 4 for each in images)
+    assert len(set.union(*images)) == 12
+
+
+def test_a_killed_rank_goes_on_with_another_number_of_ranks(examples, tmp_path, monkeypatch):
+    whole = predict(oracle(examples), examples, tmp_path / "whole.jsonl", progress=None)
+    path = tmp_path / "p.jsonl"
+    assert ended(ask_as(0, 2, examples, path, die_at=2)) == -signal.SIGKILL
+    with shard_path(path, Shard(0, 2)).open("ab") as file:
+        file.write(b'{"id": "half')
+    monkeypatch.setattr(shards, "POLL", 0.01)
+    with pytest.raises(ValueError, match=r"p\.jsonl: the answer to rec \d+ does not come, another rank has stopped"):
+        shards.gather(path, [(e.task, e.id) for e in examples], Shard(1, 2), patience=0.05)
+    alone = Counting(examples)
+    predict(alone, examples, path, batch_size=4, progress=None)
+    assert len(alone.asked) == len(examples) - 8
+    assert path.read_bytes() == whole.read_bytes()
+    assert shard_paths(path) == []
+
+
+def test_more_questions_with_more_ranks(examples, tmp_path):
+    path = predict(oracle(examples), examples[:12], tmp_path / "p.jsonl", progress=None)
+    assert [ended(child) for child in [ask_as(rank, 2, examples, path) for rank in range(2)]] == [0, 0]
+    assert [(r.task, r.id) for r in read_predictions(path)] == [(e.task, e.id) for e in examples]
+
+
+def test_ranks_that_cannot_be():
+    with pytest.raises(ValueError, match="rank 2 of 2 cannot be"):
+        Shard(2, 2)
+
+
+def test_questions_about_one_image_are_asked_together(examples, tmp_path):
+    """Whatever the order of the file: an image is seen in one stretch."""
+    mixed = [examples[int(k)] for k in np.random.default_rng(3).permutation(len(examples))]
+    answer = Counting(examples)
+    predict(answer, mixed, tmp_path / "p.jsonl", batch_size=7, progress=None)
+    seen = [e.image for e in answer.asked]
+    assert sum(a != b for a, b in pairwise(seen)) == 11
+    assert [image for k, image in enumerate(seen) if image not in seen[:k]] == list(
+        dict.fromkeys(e.image for e in mixed)
+    )

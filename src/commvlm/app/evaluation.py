@@ -1,60 +1,196 @@
-"""A run's own questions, asked of its own model: predictions first, then scores from the files alone."""
+"""A checkpoint's answers to a recipe's questions: predictions first, then scores and receipts from the files alone."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Sequence
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from ..data.example import Example
+from ..evaluate.official import write_official
+from ..evaluate.predictions import read_predictions
+from ..evaluate.receipts import fingerprint, read_receipt, receipt, write_json
 from ..evaluate.run import predict, score
 from ..evaluate.scores import read_scores, write_scores
+from ..evaluate.shards import Shard
 from ..evaluate.tasks import Score, task_named
-from ..train.recipe import Recipe, load_recipe
+from ..evaluate.tasks.rec import BOX_CODEC, GEOMETRY
+from ..train.recipe import Evaluate, Recipe, Source, as_yaml, load_recipe
 from ..train.sources import named_examples
 from .answering import Answerer
+from .checkpoint import is_ours, resolve_checkpoint
+from .library_answering import LibraryAnswerer, load_library_model
+
+Asked = dict[str, list[Example]]
 
 
-def evaluate_run(run: Path, *, tasks: Sequence[str] = (), overrides: Sequence[str] = ()) -> dict[str, Score]:
-    """Writes RUN/predictions/{task}.jsonl, then RUN/scores.json, and returns the scores; those of other tasks stay in it.
+@dataclass(frozen=True)
+class Place:
+    """What is evaluated, by which recipe, and where the answers go. images: what the run was trained to see."""
 
-    tasks: which of those that the recipe asks; all by default. overrides: recipe options, such as another data.root.
-    Raises ValueError for a folder that is no finished run, and for a task that the recipe does not ask.
+    checkpoint: Path
+    recipe: Recipe
+    out: Path
+    images: str
+
+
+def evaluate(
+    checkpoint: Path, *, tasks: Sequence[str] = (), overrides: Sequence[str] = (), recipe: str | None = None,
+    out: Path | None = None, shard: Shard | None = None,
+) -> dict[str, Score]:  # fmt: skip
+    """Writes OUT/predictions/{task}.jsonl, then OUT/scores.json, OUT/receipts/{task}.json and the answers in the official
+    formats (OUT/official), and returns the scores.
+
+    checkpoint: a run of `commvlm train`, a saved COMM model, or any image-text-to-text model of the library. recipe: whose
+    questions are asked; a run's own by default. out: a run's folder, or the checkpoint's, by default. tasks: which of those
+    that the recipe asks; all by default. overrides: recipe options, such as another data.root. shard: this process among
+    several (torchrun's by default); the first one scores, the others return nothing.
+    Scores of other tasks stay in the file. Raises ValueError for a folder that is no finished run or model, and for a task
+    that the recipe does not ask.
     """
-    for file in ("run.json", "recipe.yaml"):
-        if not (run / file).is_file():
-            raise ValueError(f"{run} is no finished run: it has no {file}; train it first (commvlm train)")
-    recipe = load_recipe(run / "recipe.yaml", overrides)
-    by_task = _asked(recipe, tasks)
-    answer = Answerer(
-        run, max_new_tokens=recipe.evaluate.max_new_tokens, batch_size=recipe.evaluate.batch, images=_images(run)
-    )
-    scores: dict[str, Score] = {}
-    for name in sorted(by_task):
-        path = predict(
-            answer, by_task[name], run / "predictions" / f"{name}.jsonl",
-            batch_size=8 * recipe.evaluate.batch, progress=name,
+    place = _place(checkpoint, recipe=recipe, overrides=overrides, out=out)
+    asked, sources = _asked(place.recipe, tasks)
+    shard = _shard_of_torchrun() if shard is None else shard
+    answer, made = _answerer(place, shard)
+    seconds: dict[str, float] = {}
+    for name in sorted(asked):
+        start = time.perf_counter()
+        predict(
+            answer, asked[name], _predictions(place, name), batch_size=8 * place.recipe.evaluate.batch, progress=name,
+            shard=shard, notes=_notes(place),
         )  # fmt: skip
-        scores |= score(path)
-    kept = read_scores(run / "scores.json") if tasks and (run / "scores.json").exists() else {}
-    write_scores({**kept, **scores}, run / "scores.json")
+        seconds[name] = time.perf_counter() - start
+    if shard.rank:
+        return {}
+    rules = place.recipe.evaluate.rules
+    scores: dict[str, Score] = {}
+    for name in sorted(asked):
+        path = _predictions(place, name)
+        scores |= score(path, rules={name: rules[name]} if name in rules else {})
+        write_official(read_predictions(path), place.out / "official")
+        _write_receipt(place, scores[name], path, sources=sources[name], made=made, seconds=seconds[name])
+    kept = read_scores(place.out / "scores.json") if tasks and (place.out / "scores.json").exists() else {}
+    write_scores({**kept, **scores}, place.out / "scores.json")
     return scores
 
 
-def _asked(recipe: Recipe, tasks: Sequence[str]) -> dict[str, list[Example]]:
-    """The examples of each wanted task. Raises ValueError for a task that there is not or that the recipe does not ask."""
-    for name in tasks:
+def _place(checkpoint: Path, *, recipe: str | None, overrides: Sequence[str], out: Path | None) -> Place:
+    own = checkpoint / "recipe.yaml"
+    if own.is_file() and not (checkpoint / "run.json").is_file():
+        raise ValueError(f"{checkpoint} is no finished run: it has no run.json; train it first (commvlm train)")
+    if recipe is None and not own.is_file():
+        _model_folder(checkpoint)
+        raise ValueError(
+            f"{checkpoint} has no recipe.yaml that says what is asked: add --recipe, such as --recipe micro"
+        )
+    given = load_recipe(own if recipe is None else recipe, overrides)
+    images = _images(checkpoint) if own.is_file() else "given"
+    return Place(_model_folder(checkpoint), given, checkpoint if out is None else out, images)
+
+
+def _model_folder(checkpoint: Path) -> Path:
+    """A COMM model's folder, or the folder of another model of the library. Raises ValueError for neither."""
+    config = checkpoint / "config.json"
+    return checkpoint if config.is_file() and not is_ours(checkpoint) else resolve_checkpoint(checkpoint)
+
+
+def _answerer(place: Place, shard: Shard) -> tuple[Answerer | LibraryAnswerer, dict[str, object]]:
+    """The model as an answerer, and what a receipt says of it."""
+    asked, ours = place.recipe.evaluate, is_ours(place.checkpoint)
+    one_of_several = shard.ranks > 1 and "LOCAL_RANK" in os.environ and torch.cuda.is_available()
+    given: dict[str, Any] = {
+        "max_new_tokens": asked.max_new_tokens, "batch_size": asked.batch, "precision": asked.precision,
+        "device": f"cuda:{os.environ['LOCAL_RANK']}" if one_of_several else None,
+    }  # fmt: skip
+    if ours:
+        answer = Answerer(place.checkpoint, images=place.images, **given)
+    else:
+        answer = LibraryAnswerer(
+            *load_library_model(place.checkpoint), codec=asked.codec, geometry=asked.geometry, **given
+        )
+    made = {
+        "model": fingerprint(place.checkpoint),
+        "recipe": {"name": place.recipe.name, "sha256": hashlib.sha256(_portable(place.recipe).encode()).hexdigest()},
+        "images": place.images,
+        "decoding": {
+            "greedy": True, "max_new_tokens": asked.max_new_tokens, "batch": asked.batch, "precision": asked.precision,
+        },
+        "device": answer.device.type,
+    }  # fmt: skip
+    return answer, made
+
+
+def _notes(place: Place) -> dict[str, str | int | float]:
+    """What every record notes of how boxes are written, where it is not as here."""
+    asked, usual = place.recipe.evaluate, Evaluate()
+    if is_ours(place.checkpoint) or (asked.codec, asked.geometry) == (usual.codec, usual.geometry):
+        return {}
+    return {BOX_CODEC: asked.codec, GEOMETRY: asked.geometry}
+
+
+def _portable(recipe: Recipe) -> str:
+    """The recipe without where its data lie on this machine."""
+    return as_yaml(replace(recipe, data=replace(recipe.data, root="")))
+
+
+def _predictions(place: Place, task: str) -> Path:
+    return place.out / "predictions" / f"{task}.jsonl"
+
+
+def _write_receipt(
+    place: Place, found: Score, path: Path, *, sources: Sequence[Source], made: Mapping[str, object], seconds: float
+) -> None:
+    """Beside the score. Answers that were there before keep what their receipt says of how they were made."""
+    target = place.out / "receipts" / f"{found.task}.json"
+    fresh = receipt(
+        found, read_predictions(path), split=", ".join(source.name for source in sources),
+        files=_files(sources, Path(place.recipe.data.root)), predictions=path, made=made, seconds=seconds,
+    )  # fmt: skip
+    if target.exists():
+        earlier = read_receipt(target)
+        if earlier["predictions"]["sha256"] == fresh["predictions"]["sha256"]:
+            fresh |= {name: earlier[name] for name in ("made", "seconds")}
+        if earlier == fresh:
+            return
+    write_json(fresh, target)
+
+
+def _files(sources: Sequence[Source], root: Path) -> dict[str, Path]:
+    """Each source's annotation files; the images' folder where they lie in it."""
+    found: dict[str, Path] = {}
+    for source in sources:
+        named = {name: root / path for name, path in source.files.items()} or {"images": root / source.images}
+        found |= {f"{source.name}.{name}": path for name, path in named.items()}
+    return found
+
+
+def _asked(recipe: Recipe, tasks: Sequence[str]) -> tuple[Asked, dict[str, list[Source]]]:
+    """The examples of each wanted task, and the sources that they are from.
+
+    Raises ValueError for a task that there is not or that the recipe does not ask.
+    """
+    for name in (*tasks, *recipe.evaluate.rules):
         task_named(name)
     if not recipe.evaluate.sources:
         raise ValueError("the recipe asks nothing: name what is asked in evaluate.sources")
-    found: dict[str, list[Example]] = {}
-    for examples in named_examples(recipe.evaluate.sources, Path(recipe.data.root)).values():
-        for example in examples:
-            found.setdefault(task_named(example.task).name, []).append(example)
+    found: Asked = {}
+    origins: dict[str, list[Source]] = {}
+    read = named_examples(recipe.evaluate.sources, Path(recipe.data.root))
+    for source in recipe.evaluate.sources:
+        for name in dict.fromkeys(task_named(example.task).name for example in read[source.name]):
+            found.setdefault(name, []).extend(e for e in read[source.name] if e.task == name)
+            origins.setdefault(name, []).append(source)
     lacking = [name for name in tasks if name not in found]
     if lacking:
         raise ValueError(f"the recipe asks nothing of task {lacking[0]!r}; it asks {', '.join(sorted(found))}")
-    return {name: found[name] for name in tasks or found}
+    return {name: found[name] for name in tasks or found}, origins
 
 
 def _images(run: Path) -> str:
@@ -63,3 +199,8 @@ def _images(run: Path) -> str:
         return json.loads((run / "run.json").read_text(encoding="utf-8"))["images"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{run / 'run.json'} is none that commvlm train wrote; train the run again") from error
+
+
+def _shard_of_torchrun() -> Shard:
+    """This process among those that torchrun started; alone without it."""
+    return Shard(int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from ..evaluate.scores import read_scores, scores_table
-from ..evaluate.tasks import TASKS, Score
+from ..evaluate.tasks import Score
 from ..microworld.writer import write_world
 from ..train.recipe import Recipe, load_recipe
 from ..train.run import difference
@@ -24,6 +24,7 @@ from .report import write_report
 from .variants import RECIPE, VARIANTS, overrides
 
 TRAIN_SCENES, TEST_SCENES = 5000, 200
+TASKS = ("rec", "reg", "pope", "vqa", "caption")
 POLL = 0.5
 """Seconds between two looks at what the runs have written."""
 
@@ -44,7 +45,8 @@ def run_quickstart(
     runs = [Run(name, out, world, recipe) for name in VARIANTS]
     for run in runs:
         run.check()
-    questions = sum(map(len, named_examples(runs[0].recipe.evaluate.sources, world).values()))
+    asked = named_examples(runs[0].recipe.evaluate.sources, world).values()
+    questions = sum(example.task in TASKS for examples in asked for example in examples)
     _go_on(runs, jobs=jobs, questions=questions, console=console)
     _write(out / "run.json", json.dumps({"model": "comm/model"}))
     report = write_report(out)
@@ -71,7 +73,7 @@ class Run:
         command = [sys.executable, "-m", "commvlm.cli"]
         self.waiting = [
             [*command, "train", self.base, "--out", str(self.folder), *self.options],
-            [*command, "evaluate", str(self.folder)],
+            [*command, "evaluate", str(self.folder), "--tasks", ",".join(TASKS)],
         ]
 
     def check(self) -> None:

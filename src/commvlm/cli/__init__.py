@@ -13,6 +13,8 @@ from .data import add_data
 from .evaluate import add_evaluate
 from .microworld import add_microworld
 from .model import add_build, add_compare, add_import, add_inspect, add_recipes
+from .receipts import add_receipts, add_rescore
+from .score import add_score
 from .train import add_quickstart, add_train
 
 COMMANDS = (
@@ -23,6 +25,9 @@ COMMANDS = (
     add_import,
     add_train,
     add_evaluate,
+    add_score,
+    add_rescore,
+    add_receipts,
     add_chat,
     add_data,
     add_microworld,

@@ -88,14 +88,7 @@ class Collator:
         -> input_ids, attention_mask (b, n) int64; pixel_values (examples with an image, P), absent without images.
         """
         images = _opened(examples)
-        rows = []
-        for example in examples:
-            view = self._view(example, images)
-            ids = encode_prompt(
-                example, self.tokenizer, image_tokens=self.image_tokens, geometry=view, codec=self.codec
-            )
-            self._check_length(example, len(ids))
-            rows.append(ids)
+        rows = self.prompts(examples, images)
         length = max(len(row) for row in rows)
         input_ids = np.full((len(rows), length), self._pad, dtype=np.int64)
         mask = np.zeros((len(rows), length), dtype=np.int64)
@@ -104,6 +97,18 @@ class Collator:
             mask[place, length - len(row) :] = 1
         batch = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)}
         return batch | self._pixels(examples, images)
+
+    def prompts(self, examples: Sequence[Example], images: Mapping[Path, Image.Image]) -> list[np.ndarray]:
+        """ids (n,) int64 of every example's prompt, not padded. images: those of the examples, opened."""
+        rows = []
+        for example in examples:
+            view = self._view(example, images)
+            ids = encode_prompt(
+                example, self.tokenizer, image_tokens=self.image_tokens, geometry=view, codec=self.codec
+            )
+            self._check_length(example, len(ids))
+            rows.append(ids)
+        return rows
 
     @property
     def _pad(self) -> int:

@@ -77,7 +77,7 @@ def render(
     the first question, and for boxes without a geometry.
     """
     text, spans = f"{bos}{SYSTEM} ", []
-    for question, answer in _filled(example, geometry, codec):
+    for question, answer in filled_turns(example, geometry, codec):
         text += f"USER: {question} ASSISTANT:"
         spans.append((len(text), len(text) + 1 + len(answer) + len(eos)))
         text += f" {answer}{eos}"
@@ -140,7 +140,7 @@ def encode_prompt(
     return np.repeat(ids[0], _repeats(ids[0], image_id, image_tokens))
 
 
-def _filled(example: Example, geometry: View | None, codec: Codec) -> list[tuple[str, str]]:
+def filled_turns(example: Example, geometry: View | None, codec: Codec) -> list[tuple[str, str]]:
     if not example.turns:
         raise ValueError(f"example {example.id}: has no turns, so there is nothing to ask and nothing to supervise")
     _check_slots(example)

@@ -1,6 +1,7 @@
 """Answerers without a model: the ceiling and the floors that every table is read against.
 
-oracle     knows the truth: 100 on REC, POPE and VQA (where some answer has four annotators behind it).
+oracle     knows the truth: 100 on REC, POPE, PointQA, Visual7W and VQA (where some answer has four annotators behind it),
+           all points on MME.
 chance     the truth of another example of the same task: right in form and in frequencies, blind to image and question.
 majority   always the most frequent answer of its kind of question; for REC the middle one of all boxes.
 mute       says nothing: 0, except on POPE, whose official parser takes silence for a yes.
@@ -14,8 +15,8 @@ from statistics import median
 
 import numpy as np
 
-from commvlm.data.boxes import DECIMALS, PadSquare, format_boxes, parse_boxes
-from commvlm.data.example import BOXES, Example, Turn
+from commvlm.data.boxes import DECIMALS, PadSquare, format_boxes, format_points, parse_boxes
+from commvlm.data.example import BOXES, POINTS, Example, Turn
 
 from .metrics import approximate_tokenize, cider_d, vqa_accuracy
 from .run import Answerer, image_size
@@ -78,17 +79,21 @@ def _true_text(example: Example) -> str:
     turn = example.turns[-1]
     if example.task == "vqa" and example.references:
         return max(example.references, key=lambda text: vqa_accuracy(text, example.references))
-    return turn.answer if BOXES not in turn.answer else _with_boxes(turn, example)
+    return turn.answer if not (turn.answer_boxes or turn.answer_points) else _with_places(turn, example)
 
 
-def _with_boxes(turn: Turn, example: Example) -> str:
+def _with_places(turn: Turn, example: Example) -> str:
+    """The answer with its slots filled."""
     if example.image is None:
         raise ValueError(f"{example.task} {example.id}: its answer has boxes but it has no image to place them in")
     geometry = PadSquare(*image_size(example.image))
-    text, *rest = turn.answer.split(BOXES)
-    return text + "".join(
-        format_boxes(group, geometry) + after for group, after in zip(turn.answer_boxes, rest, strict=True)
-    )
+    text = _filled(turn.answer, BOXES, [format_boxes(group, geometry) for group in turn.answer_boxes])
+    return _filled(text, POINTS, [format_points(group, geometry) for group in turn.answer_points])
+
+
+def _filled(text: str, slot: str, said: Sequence[str]) -> str:
+    first, *rest = text.split(slot)
+    return first + "".join(words + after for words, after in zip(said, rest, strict=True))
 
 
 def _best_references(examples: Sequence[Example]) -> dict[tuple[str, str], str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -56,24 +56,33 @@ def read_predictions(path: Path | str) -> list[Record]:
         raise FileNotFoundError(f"{path} is not complete yet: go on with the run that writes {partial_path(path).name}")
     if not path.is_file():
         raise FileNotFoundError(f"there is no file of predictions at {path}: predict first")
-    records: list[Record] = []
-    lines: dict[tuple[str, str], int] = {}
-    for number, line in _lines(path):
+    return [record for record, _ in _read(path, path.read_bytes())]
+
+
+def read_unfinished(path: Path) -> list[tuple[Record, bytes]]:
+    """Records and their lines of a file that may be growing: its last line counts only with its line break.
+
+    Raises as `read_predictions`.
+    """
+    content = path.read_bytes()
+    return _read(path, content[: content.rfind(b"\n") + 1])
+
+
+def _read(path: Path, content: bytes) -> list[tuple[Record, bytes]]:
+    found: list[tuple[Record, bytes]] = []
+    places: dict[tuple[str, str], int] = {}
+    for number, line in enumerate(content.split(b"\n"), start=1):
+        if not line.strip():
+            continue
         try:
             record = _record(line)
         except ValueError as error:
             raise ValueError(f"{path} line {number}: {error}") from error
-        first = lines.setdefault((record.task, record.id), number)
+        first = places.setdefault((record.task, record.id), number)
         if first != number:
             raise ValueError(f"{path} line {number}: a second prediction for {record.name}, line {first} holds one")
-        records.append(record)
-    return records
-
-
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Line numbers from 1, and the lines that are not blank."""
-    with path.open("rb") as file:
-        yield from ((number, line) for number, line in enumerate(file, start=1) if line.strip())
+        found.append((record, line))
+    return found
 
 
 def _record(line: bytes) -> Record:
@@ -91,7 +100,7 @@ def _record(line: bytes) -> Record:
     wrong = next((name for name in _TEXTS if not isinstance(values[name], str)), None)
     if wrong:
         raise ValueError(f"{wrong} must be a text, it is {values[wrong]!r}")
-    size = _size(values)
+    size, facts = _size(values), _facts(values["facts"])
     return Record(
         id=values["id"],
         task=values["task"],
@@ -100,12 +109,12 @@ def _record(line: bytes) -> Record:
         height=None if size is None else size[1],
         question=values["question"],
         text=values["text"],
-        parsed=task_named(values["task"]).parse(values["text"], size),
+        parsed=task_named(values["task"]).parse(values["text"], size, facts),
         answer=values["answer"],
         boxes=_boxes(values["boxes"], "boxes"),
         asked_boxes=_boxes(values["asked_boxes"], "asked_boxes"),
         references=_references(values["references"]),
-        facts=_facts(values["facts"]),
+        facts=facts,
     )
 
 

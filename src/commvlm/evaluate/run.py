@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -13,9 +12,10 @@ from tqdm import tqdm
 from commvlm.data.example import Example
 from commvlm.data.images import FORMATS
 
-from .predictions import append_records, drop_torn_line, partial_path, read_predictions
+from .predictions import append_records, drop_torn_line, read_predictions, read_unfinished
+from .shards import ALONE, Shard, gather, move_aside, shard_path, shard_paths
 from .tasks import Record, Score, task_named
-from .tasks.task import Size
+from .tasks.task import NO_FACTS, Facts, Size
 
 Answerer = Callable[[Sequence[Example]], list[str]]
 """Instructed examples -> the answer to each one's last turn, in order. A model, an oracle and a mute one all are."""
@@ -30,13 +30,18 @@ def predict(
     *,
     batch_size: int = 16,
     progress: str | None = "predict",
+    shard: Shard = ALONE,
+    notes: Facts = NO_FACTS,
 ) -> Path:
-    """Asks every raw example once, in order, and writes the answers to `path` (predictions.jsonl); returns it.
+    """Asks every raw example once and writes the answers to `path` (predictions.jsonl); returns it.
 
-    After a kill the same call goes on where the file ends. progress: the label of the bar, None for no bar.
+    Questions about one image are asked side by side, images in the order in which they first come. After a kill the same
+    call goes on where its files end, with any number of ranks. Of several ranks each asks its own images and returns when
+    the whole file is there, put together by the last one. progress: the label of the bar, None for no bar.
+    notes: facts that every record gets, such as how boxes are written.
     Raises ValueError for no examples, two examples of one task and id, an image that cannot be read, an answerer that
-    returns something else than one text per example, or a file whose predictions belong to other examples; OSError when
-    the disk is full (what was written until then stays).
+    returns something else than one text per example, a file whose predictions belong to other examples, or a rank that
+    has stopped; OSError when the disk is full (what was written until then stays).
     """
     path = Path(path)
     if batch_size < 1:
@@ -44,21 +49,26 @@ def predict(
     asked = _instructed(examples)
     path.parent.mkdir(parents=True, exist_ok=True)
     done = _already_there(path, asked)
-    todo = [example for key, example in asked.items() if key not in done]
-    if not todo:
-        return _complete(path)
-    unfinished = partial_path(path)
+    mine = _of_rank(asked, shard)
+    todo = [example for key, example in mine.items() if key not in done]
+    if path.exists() and not any(key not in done for key in asked):
+        return path
+    unfinished = shard_path(path, shard)
     if path.exists():
-        os.replace(path, unfinished)
+        move_aside(path)
+    if unfinished.exists():
+        drop_torn_line(unfinished)
     with (
         unfinished.open("ab") as file,
-        tqdm(total=len(asked), initial=len(done), desc=progress, unit="answer", disable=progress is None) as bar,
+        tqdm(
+            total=len(mine), initial=len(mine) - len(todo), desc=progress, unit="answer", disable=progress is None
+        ) as bar,
     ):
         for start in range(0, len(todo), batch_size):
             batch = todo[start : start + batch_size]
-            append_records(file, _answered(answer, batch))
+            append_records(file, _answered(answer, batch, notes))
             bar.update(len(batch))
-    return _complete(path)
+    return gather(path, list(asked), shard)
 
 
 def score(path: Path | str, *, rules: Mapping[str, str] | None = None) -> dict[str, Score]:
@@ -91,45 +101,48 @@ def _instructed(examples: Sequence[Example]) -> dict[_Key, Example]:
         asked[key] = task_named(example.task).instruct(example)
     if not asked:
         raise ValueError("there is nothing to predict: no examples were given")
-    return asked
+    images: dict[Path | None, list[_Key]] = {}
+    for key, example in asked.items():
+        images.setdefault(example.image, []).append(key)
+    return {key: asked[key] for keys in images.values() for key in keys}
+
+
+def _of_rank(asked: Mapping[_Key, Example], shard: Shard) -> dict[_Key, Example]:
+    """What a rank asks: every `ranks`-th image, all its questions with it, so that an image is read by one rank only."""
+    place = {image: k for k, image in enumerate(dict.fromkeys(example.image for example in asked.values()))}
+    return {key: example for key, example in asked.items() if place[example.image] % shard.ranks == shard.rank}
 
 
 def _already_there(path: Path, asked: Mapping[_Key, Example]) -> set[_Key]:
-    """Which examples have their line; whatever a kill cut off of the last one is dropped."""
-    unfinished = partial_path(path)
-    if unfinished.exists() and path.exists():
-        raise ValueError(f"both {path} and {unfinished.name} exist: delete the one that is out of date")
-    current = unfinished if unfinished.exists() else path
-    if not current.exists():
-        return set()
-    drop_torn_line(current)
-    records = read_predictions(current)
-    for record in records:
-        example = asked.get((record.task, record.id))
-        if example is None:
-            raise ValueError(f"{current} holds {record.name}, which is not asked here: give another file, or delete it")
-        if example.turns[-1].question != record.question:
-            raise ValueError(f"{current} asked {record.name} in other words: give another file, or delete it")
-    return {(record.task, record.id) for record in records}
+    """Which examples have their line, in whichever file; what a kill left of a last line does not count."""
+    unfinished = shard_paths(path)
+    if unfinished and path.exists():
+        raise ValueError(f"both {path} and {unfinished[0].name} exist: delete the one that is out of date")
+    done: set[_Key] = set()
+    for current in unfinished or [path]:
+        for record, _ in read_unfinished(current) if current.exists() else []:
+            example = asked.get((record.task, record.id))
+            if example is None:
+                raise ValueError(
+                    f"{current} holds {record.name}, which is not asked here: give another file, or delete it"
+                )
+            if example.turns[-1].question != record.question:
+                raise ValueError(f"{current} asked {record.name} in other words: give another file, or delete it")
+            done.add((record.task, record.id))
+    return done
 
 
-def _complete(path: Path) -> Path:
-    if partial_path(path).exists():
-        os.replace(partial_path(path), path)
-    return path
-
-
-def _answered(answer: Answerer, batch: Sequence[Example]) -> list[Record]:
+def _answered(answer: Answerer, batch: Sequence[Example], notes: Facts) -> list[Record]:
     texts = answer(batch)
     if len(texts) != len(batch):
         raise ValueError(f"the answerer gave {len(texts)} answers to {len(batch)} examples")
     odd = next((k for k, text in enumerate(texts) if not isinstance(text, str)), None)
     if odd is not None:
         raise ValueError(f"the answer to {batch[odd].task} {batch[odd].id} is no text but {type(texts[odd]).__name__}")
-    return [_record(example, text) for example, text in zip(batch, texts, strict=True)]
+    return [_record(example, text, {**example.facts, **notes}) for example, text in zip(batch, texts, strict=True)]
 
 
-def _record(example: Example, text: str) -> Record:
+def _record(example: Example, text: str, facts: Facts) -> Record:
     turn = example.turns[-1]
     size = None if example.image is None else image_size(example.image)
     return Record(
@@ -140,12 +153,12 @@ def _record(example: Example, text: str) -> Record:
         height=None if size is None else size[1],
         question=turn.question,
         text=text,
-        parsed=task_named(example.task).parse(text, size),
+        parsed=task_named(example.task).parse(text, size, facts),
         answer=turn.answer,
         boxes=tuple(box for group in turn.answer_boxes for box in group),
         asked_boxes=tuple(box for group in turn.question_boxes for box in group),
         references=example.references,
-        facts=dict(example.facts),
+        facts=dict(facts),
     )
 
 

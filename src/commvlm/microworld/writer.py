@@ -5,6 +5,7 @@ DIR/{split}/rec.jsonl                        Shikra's referring expressions (bbo
 DIR/{split}/captions.json                    COCO captions, five an image
 DIR/{split}/questions.json, annotations.json VQAv2, ten answers a question
 DIR/{split}/pope_{random,popular,adversarial}.json   POPE's JSON lines
+DIR/test/mme/{existence,count,position,color}        MME's release, a folder a subtask
 """
 
 from __future__ import annotations
@@ -22,10 +23,11 @@ from PIL import Image
 from rich.progress import track
 
 from . import language
+from .mme import write_mme
 from .scene import SIDE, Scene, generator, render, sample_scene, world_of
 
 POPE_SETS = ("random", "popular", "adversarial")
-INFO = {"description": "commvlm micro world", "version": "1.0", "year": 2026}
+INFO = {"description": "commvlm micro world", "version": "1.1", "year": 2026}
 
 
 def write_world(folder: Path, *, train: int = 6000, test: int = 1000, difficulty: str = "easy") -> Path:
@@ -52,7 +54,7 @@ def write_world(folder: Path, *, train: int = 6000, test: int = 1000, difficulty
         scenes = [sample_scene(split, index, difficulty) for index in range(size)]
         for scene in track(scenes, description=f"drawing {split}"):
             _write_image(folder / "images" / scene.name, render(scene, difficulty))
-        _write_split(folder / split, scenes, difficulty)
+        _write_split(folder / split, scenes, difficulty, images=folder / "images")
     os.replace(begun, made)
     return folder
 
@@ -71,7 +73,7 @@ def _lines(rows: Sequence[dict[str, Any]]) -> str:
     return "".join(json.dumps(row) + "\n" for row in rows)
 
 
-def _write_split(folder: Path, scenes: list[Scene], difficulty: str) -> None:
+def _write_split(folder: Path, scenes: list[Scene], difficulty: str, *, images: Path) -> None:
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
@@ -82,6 +84,8 @@ def _write_split(folder: Path, scenes: list[Scene], difficulty: str) -> None:
     (part / "annotations.json").write_text(json.dumps(annotations))
     for name in POPE_SETS:
         (part / f"pope_{name}.json").write_text(_lines(pope_lines(scenes, name, difficulty)))
+    if folder.name == "test":
+        write_mme(part / "mme", scenes, images, difficulty)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
 

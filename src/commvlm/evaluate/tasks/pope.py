@@ -8,45 +8,43 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 
-from ..metrics import bootstrap, pope_answer, pope_scores, says_yes_or_no
-from .task import Parsed, Record, Score, Size, Task, interval_in_percent, percent, unwrap
+from ..metrics import POPE_RULES, bootstrap, pope_answer, pope_scores, says_yes_or_no
+from .task import NO_FACTS, Facts, Parsed, Record, Score, Size, Task, interval_in_percent, percent, unwrap
 
 SHARES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 
 
-def parse(text: str, size: Size | None) -> Parsed:
+def parse(text: str, size: Size | None, facts: Facts = NO_FACTS) -> Parsed:
     """The official reading, "yes" or "no"; None where the answer says neither (officially that is a yes)."""
     bare = unwrap(text)
     return pope_answer(bare) if says_yes_or_no(bare) else None
 
 
-def score(records: Sequence[Record]) -> Score:
+def score(records: Sequence[Record], *, rule: str) -> Score:
     sets = sorted({_set(record) for record in records})
-    per_set = {name: _figures([record for record in records if _set(record) == name]) for name in sets}
-    together = _figures(records)
+    per_set = {name: _figures([record for record in records if _set(record) == name], rule) for name in sets}
+    together = _figures(records, rule)
     value = sum(float(figures["accuracy"]) for figures in per_set.values()) / len(per_set)
+    right = [float(POPE_RULES[rule](record.text) == record.answer) for record in records]
     error, interval = interval_in_percent(
-        bootstrap(
-            [float(pope_answer(unwrap(record.text)) == record.answer) for record in records],
-            [record.cluster for record in records],
-            groups=[_set(record) for record in records],
-        )
+        bootstrap(right, [record.cluster for record in records], groups=[_set(record) for record in records])
     )
     extra: dict[str, object] = {name: together[name] for name in SHARES}
-    extra["unwrapped"] = sum(unwrap(record.text) != record.text for record in records)
     if sets != [""]:
         extra["per_set"] = per_set
     return Score(
         task="pope",
         metric="accuracy",
-        rule="official",
+        rule=rule,
         value=value,
         standard_error=error,
         interval=interval,
         n=len(records),
         unparsable=int(together["unparsable"]),
         extra=extra,
+        marks={record.id: mark for record, mark in zip(records, right, strict=True)},
     )
 
 
@@ -54,12 +52,18 @@ def _set(record: Record) -> str:
     return str(record.facts["set"]) if "set" in record.facts else ""
 
 
-def _figures(records: Sequence[Record]) -> dict[str, float]:
+def _figures(records: Sequence[Record], rule: str) -> dict[str, float]:
     odd = next((record for record in records if record.answer not in ("yes", "no")), None)
     if odd is not None:
         raise ValueError(f"{odd.name}: the true answer is {odd.answer!r}, a POPE label must be yes or no")
-    figures = asdict(pope_scores([unwrap(record.text) for record in records], [record.answer for record in records]))
-    return {name: percent(value) if name in SHARES else value for name, value in figures.items()}
+    scores = pope_scores([record.text for record in records], [record.answer for record in records], rule=rule)
+    return {name: percent(value) if name in SHARES else value for name, value in asdict(scores).items()}
 
 
-POPE = Task(name="pope", parse=parse, rules={"official": score})
+POPE = Task(
+    name="pope",
+    parse=parse,
+    rules={rule: partial(score, rule=rule) for rule in POPE_RULES},
+    bare=unwrap,
+    wrapped=("shikra",),
+)

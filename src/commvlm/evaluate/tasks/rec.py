@@ -10,20 +10,35 @@ from functools import partial
 
 import numpy as np
 
-from commvlm.data.boxes import PadSquare, box_iou, boxes_in_pixels, format_boxes, parse_boxes
+from commvlm.data.boxes import SHIKRA3, Codec, boxes_in_pixels, codec_of, format_boxes, parse_boxes
 from commvlm.data.example import Box
+from commvlm.data.geometry import GEOMETRIES, PadSquare, View
 
-from ..metrics import REC_RULES, bootstrap, rec_correct
-from .task import Parsed, Record, Score, Size, Task, interval_in_percent, percent
+from ..metrics import REC_RULES, STRETCHED, bootstrap, only_box, rec_correct, rec_iou, stretched_box
+from .task import NO_FACTS, Facts, Parsed, Record, Score, Size, Task, interval_in_percent, percent
 
 NOWHERE: Box = (0.0, 0.0, 0.0, 0.0)
+BOX_CODEC, GEOMETRY = "box_codec", "geometry"
+"""Facts that say how a record's boxes are written and what of its image is shown; without them as in Shikra.
+
+The codec "pixels" is taken by its word: nothing is clipped to the image.
+"""
 
 
-def parse(text: str, size: Size | None) -> Parsed:
+def parse(text: str, size: Size | None, facts: Facts = NO_FACTS) -> Parsed:
     """The one box of the answer, in pixels of the original image; None without an image to place it in."""
     if size is None:
         return None
-    return _only(boxes_in_pixels(text, PadSquare(*size)))
+    codec = codec_named(facts)
+    return only_box(text) if codec.top is None else _only(boxes_in_pixels(text, view_of(size, facts), codec))
+
+
+def codec_named(facts: Facts) -> Codec:
+    return codec_of(str(facts[BOX_CODEC])) if BOX_CODEC in facts else SHIKRA3
+
+
+def view_of(size: Size, facts: Facts) -> View:
+    return GEOMETRIES[str(facts[GEOMETRY])](*size) if GEOMETRY in facts else PadSquare(*size)
 
 
 def _only(groups: Sequence[tuple[Box, ...]]) -> Box | None:
@@ -34,7 +49,7 @@ def _only(groups: Sequence[tuple[Box, ...]]) -> Box | None:
 
 def score(records: Sequence[Record], *, rule: str) -> Score:
     pairs = [_pair(record, rule=rule) for record in records]
-    iou = box_iou([said or NOWHERE for said, _ in pairs], [true for _, true in pairs])
+    iou = rec_iou([said or NOWHERE for said, _ in pairs], [true for _, true in pairs], rule=rule)
     correct = rec_correct(iou, rule=rule).astype(np.float64)
     error, interval = interval_in_percent(bootstrap(correct, [record.cluster for record in records]))
     return Score(
@@ -47,6 +62,7 @@ def score(records: Sequence[Record], *, rule: str) -> Score:
         n=len(records),
         unparsable=sum(said is None for said, _ in pairs),
         extra={"mean_iou": percent(float(iou.mean()))},
+        marks={record.id: float(mark) for record, mark in zip(records, correct, strict=True)},
     )
 
 
@@ -56,10 +72,22 @@ def _pair(record: Record, *, rule: str) -> tuple[Box | None, Box]:
         raise ValueError(f"{record.name}: REC needs one true box, this record has {len(record.boxes)}")
     if record.width is None or record.height is None:
         raise ValueError(f"{record.name}: REC needs the image's width and height, this record has none")
-    geometry = PadSquare(record.width, record.height)
+    size, true = (record.width, record.height), record.boxes[0]
+    view = view_of(size, record.facts)
+    ours = codec_named(record.facts) is SHIKRA3 and view.window == PadSquare(*size).window
+    said = _box_or_none(parse(record.text, size, record.facts))
     if rule == "shikra":
-        return _only(parse_boxes(record.text)), parse_boxes(format_boxes(record.boxes, geometry))[0][0]
-    return _only(boxes_in_pixels(record.text, geometry)), record.boxes[0]
+        square = PadSquare(*size)
+        rounded = said and parse_boxes(format_boxes([said], square))[0][0]
+        return _only(parse_boxes(record.text)) if ours else rounded, parse_boxes(format_boxes([true], square))[0][0]
+    if rule in STRETCHED and ours:
+        return stretched_box(record.text, *size, rule=rule), true
+    return said, true
+
+
+def _box_or_none(parsed: Parsed) -> Box | None:
+    assert not isinstance(parsed, str)
+    return parsed
 
 
 REC = Task(name="rec", parse=parse, rules={rule: partial(score, rule=rule) for rule in REC_RULES})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 
 from commvlm.data.example import Box, Example
 from commvlm.data.templates import instruct
@@ -15,6 +15,8 @@ Size = tuple[int, int]
 """Width and height of the original image, in pixels."""
 Parsed = str | Box | None
 """What an answer says: a text, or a box in pixels of the original image; None where it says nothing of the kind."""
+Facts = Mapping[str, str | int | float]
+NO_FACTS: Facts = {}
 
 _WRAPPER = re.compile(r"\b(?:so )?the answer is\b:?|^\s*answer:", re.IGNORECASE | re.MULTILINE)
 
@@ -40,7 +42,7 @@ class Record:
     boxes: tuple[Box, ...] = ()
     asked_boxes: tuple[Box, ...] = ()
     references: tuple[str, ...] = ()
-    facts: Mapping[str, str | int | float] = field(default_factory=dict)
+    facts: Facts = field(default_factory=dict)
 
     @property
     def cluster(self) -> str:
@@ -54,10 +56,11 @@ class Record:
 
 @dataclass(frozen=True)
 class Score:
-    """One task's figures. value is in percent (CIDEr times 100, as papers print it); so are its standard error and
-    95 % interval, from a bootstrap clustered by image (None with fewer than two images).
+    """One task's figures. value is in percent (CIDEr times 100, as papers print it; MME in points); so are its standard
+    error and 95 % interval, from a bootstrap clustered by image (None with fewer than two images).
 
-    unparsable answers are part of n. rule names the official or house rule that was applied.
+    unparsable answers are part of n. rule names the official or house rule that was applied. marks: what each scored
+    item earned, by the id of its (first) record, in [0, 1] (CIDEr: 0 to 10); they are no part of a file of scores.
     """
 
     task: str
@@ -69,34 +72,54 @@ class Score:
     n: int
     unparsable: int
     extra: Mapping[str, object] = field(default_factory=dict)
+    marks: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
 
     def as_json(self) -> dict[str, object]:
-        return asdict(self)
+        return {name: value for name, value in asdict(self).items() if name != "marks"}
 
 
 Scorer = Callable[[Sequence[Record]], Score]
+
+
+def as_it_is(text: str) -> str:
+    return text
 
 
 @dataclass(frozen=True)
 class Task:
     """name: that of the examples' task. rules: each rule's scorer, the default one first.
 
-    parse: an answer's text and the image's size -> what it says, None when it cannot be read.
+    parse: an answer's text, the image's size and the record's facts -> what it says, None when it cannot be read.
+    bare: what is taken off every answer before it is scored; how many answers that changed is in the score.
+    wrapped: rules that read the answer with its wrapper on.
     """
 
     name: str
-    parse: Callable[[str, Size | None], Parsed]
+    parse: Callable[[str, Size | None, Facts], Parsed]
     rules: Mapping[str, Scorer]
     instruct: Callable[[Example], Example] = instruct
+    bare: Callable[[str], str] = as_it_is
+    wrapped: tuple[str, ...] = ()
 
-    def score(self, records: Sequence[Record], *, rule: str | None = None) -> Score:
-        """Raises ValueError for an unknown rule, for no records, and for a record that lacks its truth (named)."""
+    def score(
+        self, records: Sequence[Record], *, rule: str | None = None, bare: Callable[[str], str] | None = None
+    ) -> Score:
+        """bare: in place of the task's own, `as_it_is` for the official code's figures on answers as they were given.
+
+        Raises ValueError for an unknown rule, for no records, and for a record that lacks its truth (named).
+        """
         chosen = next(iter(self.rules)) if rule is None else rule
         if chosen not in self.rules:
             raise ValueError(f"{self.name} has no rule {chosen!r}: choose one of {', '.join(self.rules)}")
         if not records:
             raise ValueError(f"{self.name} has nothing to score: no predictions were given")
-        return self.rules[chosen](records)
+        strip = self.bare if bare is None else bare
+        if strip is as_it_is or chosen in self.wrapped:
+            return self.rules[chosen](records)
+        stripped = [replace(record, text=strip(record.text)) for record in records]
+        score = self.rules[chosen](stripped)
+        changed = sum(new.text != old.text for new, old in zip(stripped, records, strict=True))
+        return replace(score, extra={**score.extra, "unwrapped": changed})
 
 
 def unwrap(text: str) -> str:

@@ -8,12 +8,12 @@ from functools import partial
 import numpy as np
 
 from ..metrics import VQA_RULES, bootstrap, vqa_accuracy
-from .task import Parsed, Record, Score, Size, Task, interval_in_percent, percent, unwrap
+from .task import NO_FACTS, Facts, Parsed, Record, Score, Size, Task, interval_in_percent, percent, unwrap
 
 GROUPINGS = ("answer_type", "question_type")
 
 
-def parse(text: str, size: Size | None) -> Parsed:
+def parse(text: str, size: Size | None, facts: Facts = NO_FACTS) -> Parsed:
     """The answer without its wrapper; None when nothing is left."""
     return unwrap(text).strip() or None
 
@@ -26,7 +26,6 @@ def score(records: Sequence[Record], *, rule: str) -> Score:
         for grouping in GROUPINGS
         if any(grouping in record.facts for record in records)
     }
-    extra["unwrapped"] = sum(unwrap(record.text) != record.text for record in records)
     return Score(
         task="vqa",
         metric="accuracy",
@@ -35,14 +34,15 @@ def score(records: Sequence[Record], *, rule: str) -> Score:
         standard_error=error,
         interval=interval,
         n=len(records),
-        unparsable=sum(parse(record.text, None) is None for record in records),
+        unparsable=sum(not record.text.strip() for record in records),
         extra=extra,
+        marks={record.id: float(mark) for record, mark in zip(records, accuracy, strict=True)},
     )
 
 
 def _accuracy(record: Record, *, rule: str) -> float:
     try:
-        return vqa_accuracy(unwrap(record.text), record.references, rule=rule)
+        return vqa_accuracy(record.text, record.references, rule=rule)
     except ValueError as error:
         raise ValueError(f"{record.name}: {error}") from error
 
@@ -56,4 +56,4 @@ def _per_group(records: Sequence[Record], accuracy: np.ndarray, grouping: str) -
     }
 
 
-VQA = Task(name="vqa", parse=parse, rules={rule: partial(score, rule=rule) for rule in VQA_RULES})
+VQA = Task(name="vqa", parse=parse, rules={rule: partial(score, rule=rule) for rule in VQA_RULES}, bare=unwrap)

@@ -1,0 +1,89 @@
+"""Answers as the official result files, for the official tools, for EvalAI and for `commvlm score`.
+
+    FOLDER/pope_{set}.jsonl    {"question_id", "answer"}
+    FOLDER/vqa.json            [{"question_id", "answer"}]
+    FOLDER/caption.json        [{"image_id", "caption"}]
+    FOLDER/mme/{subtask}.txt   image<TAB>question<TAB>label<TAB>answer
+    FOLDER/rec.jsonl           {"id", "answer"}
+    FOLDER/reg.json            [{"ref_id" or "id", "sent"}]
+
+Wrappers are taken off as for scoring. PointQA and Visual7W have no official format.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from commvlm.data.example import IMAGE
+
+from ..tasks import Record, task_named
+
+Row = dict[str, object]
+
+
+def write_official(records: Sequence[Record], folder: Path) -> list[Path]:
+    """Files of one task's records, each whole or not there; returns their paths.
+
+    None where the task has no official format, or where its reader gives no official ids.
+    """
+    task = records[0].task
+    if task not in NEEDS or not all(name in record.facts for record in records for name in NEEDS[task]):
+        return []
+    if task == "mme":
+        return _write_mme(records, folder / "mme")
+    groups: dict[str, list[Row]] = {}
+    for record in records:
+        part = f"_{record.facts['set']}" if "set" in record.facts else ""
+        groups.setdefault(part, []).append(ROWS[task](record, task_named(task).bare(record.text)))
+    as_lines = task in ("pope", "rec")
+    written = []
+    for part, rows in groups.items():
+        lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
+        text = lines if as_lines else json.dumps(rows, ensure_ascii=False)
+        written.append(_write(folder / f"{task}{part}.{'jsonl' if as_lines else 'json'}", text))
+    return written
+
+
+def _expression(record: Record, text: str) -> Row:
+    known = {"ref_id": record.facts["ref_id"]} if "ref_id" in record.facts else {"id": record.id}
+    return {**known, "sent": text.strip()}
+
+
+ROWS: dict[str, Callable[[Record, str], Row]] = {
+    "pope": lambda record, text: {"question_id": record.facts["question_id"], "answer": text},
+    "vqa": lambda record, text: {"question_id": record.facts["question_id"], "answer": text.strip()},
+    "caption": lambda record, text: {"image_id": record.facts["image_id"], "caption": text.strip()},
+    "rec": lambda record, text: {"id": record.id, "answer": text},
+    "reg": _expression,
+}
+NEEDS = {
+    "pope": ("question_id",), "vqa": ("question_id",), "caption": ("image_id",), "rec": (), "reg": (),
+    "mme": ("image_name", "question_number", "subtask"),
+}  # fmt: skip
+"""Facts without which a task's records have no place in its official format."""
+
+
+def _write_mme(records: Sequence[Record], folder: Path) -> list[Path]:
+    """The two questions of an image one after the other, as the official script takes them."""
+    lines: dict[str, list[tuple[str, int, str]]] = {}
+    for record in records:
+        image, number = str(record.facts["image_name"]), int(record.facts["question_number"])
+        said = " ".join(task_named("mme").bare(record.text).split())
+        question = record.question.replace(f"{IMAGE}\n", "")
+        line = "\t".join((image, question, record.answer, said))
+        lines.setdefault(str(record.facts["subtask"]), []).append((image, number, line))
+    return [
+        _write(folder / f"{name}.txt", "".join(f"{line}\n" for *_, line in sorted(found)))
+        for name, found in lines.items()
+    ]
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+    return path
