@@ -240,7 +240,8 @@ def test_groups_take_a_trees_shares_and_portions():
     assert abs(found["e"] / 6000 - shares["e"]) < 4 * (0.25 / 6000) ** 0.5 + 0.01
     kept = {example.id for index in range(3000) for example in data[index] if example.id[0] == "e"}
     assert len(kept) == 125  # the portion of e
-    alone = {ids(mixture(length=2000)[index])[0] for index in range(2000)}
+    single = mixture(length=2000)
+    alone = {ids(single[index])[0] for index in range(2000)}
     assert {i for i in alone if i[0] == "e"} == kept
 
 

@@ -279,7 +279,7 @@ def test_pointqa_local(tmp_path):
     assert point.turns[0].question_points == (((2, 4),),)
     assert point.facts == {"image_id": 2364674, "by": "point"}
     assert len(read("pointqa-local", images=tmp_path, questions=path)) == 3
-    with pytest.raises(ValueError, match="by is 'boxes', it must be box or point"):
+    with pytest.raises(ValueError, match="by is 'boxes', it must be box, point or either"):
         read("pointqa-local", images=tmp_path, questions=path, by="boxes")
 
 
@@ -412,6 +412,11 @@ def test_shikras_places(tmp_path):
     assert (box.turns[0].question, box.turns[0].question_boxes) == ("What is this? <boxes>", (((1, 2, 3, 4),),))
     assert (point.turns[0].question, point.turns[0].question_points) == ("What is this? <points>", (((2, 3),),))
     assert (box.image, box.references) == (tmp_path / "VG_100K" / "1.jpg", ("cup",))
+    either = lines(tmp_path, "shikra-pointqa-local", [row] * 60, by="either")
+    points = sum(example.facts["by"] == "point" for example in either)
+    assert 15 < points < 45
+    assert all(("<points>" in e.turns[0].question) == (e.facts["by"] == "point") for e in either)
+    assert either == lines(tmp_path, "shikra-pointqa-local", [row] * 60, by="either")
     twice = row | {"obj_question": "o?", "super_question": "s?", "general_question": "g?", "answer": 2}
     asked = [lines(tmp_path, "shikra-pointqa-twice", [twice], asked=a)[0].turns[0] for a in ("obj", "super", "general")]
     assert [t.question for t in asked] == ["o? <boxes>", "s? <boxes>", "g? <boxes>"]
@@ -472,3 +477,13 @@ def test_every_reader_says_what_is_missing(format, tmp_path):
         with pytest.raises(ValueError, match=r"there is no such|has no folder of a subtask") as caught:
             read(format, images=images, **files, **options)
         assert "\n" not in str(caught.value)
+
+
+def test_visual7w_with_its_boxes_in_another_file(tmp_path):
+    whole = v7w(pair())
+    questions = put(tmp_path / "q.json", {k: v for k, v in whole.items() if k != "boxes"})
+    boxes = put(tmp_path / "b.json", {"boxes": whole["boxes"]})
+    apart = read("visual7w", images=tmp_path, questions=questions, boxes=boxes, split="train")
+    assert apart == read("visual7w", images=tmp_path, questions=put(tmp_path / "w.json", whole), split="train")
+    with pytest.raises(ValueError, match=r"q\.json: has no boxes"):
+        read("visual7w", images=tmp_path, questions=questions, split="train")

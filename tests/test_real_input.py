@@ -113,6 +113,8 @@ def options(data: Path, *more: str) -> list[str]:
         "--model.encoders.clip.weights", "random",
         "--model.encoders.dinov2.weights", "random",
         "--data.sources", json.dumps(TRAINED),
+        "--data.held_out", "[]",
+        "--data.faults", "refuse",
         "--evaluate.sources", json.dumps(ASKED),
         "--evaluate.max_new_tokens", "6",
         "--train.stages", json.dumps([STAGE]),

@@ -71,15 +71,17 @@ class Convention:
         return (sizes.max(axis=1, keepdims=True) - sizes) // 2 if self.square else np.zeros_like(sizes)
 
 
+_LAYOUTS: tuple[Layout, ...] = ("xyxy", "xywh", "cxcywh")
+_UNITS: tuple[tuple[Unit, bool], ...] = (
+    ("pixels", False), ("0-1", False), ("0-1", True), ("0-999", False), ("0-999", True), ("0-1000", False),
+    ("0-1000", True),
+)  # fmt: skip
 CONVENTIONS = {
     convention.name: convention
-    for unit, square in (
-        ("pixels", False), ("0-1", False), ("0-1", True), ("0-999", False), ("0-999", True), ("0-1000", False),
-        ("0-1000", True),
-    )
-    for layout in ("xyxy", "xywh", "cxcywh")
+    for unit, square in _UNITS
+    for layout in _LAYOUTS
     for convention in [Convention(layout, unit, square)]
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -172,7 +174,7 @@ def _valid(convention: Convention, numbers: np.ndarray, sizes: np.ndarray) -> np
         steps = max(steps, 1.0)
     slack = steps * sizes / convention.extent(sizes) + 1e-6 * sizes
     inside = (corners[:, :2] >= -slack).all(axis=1) & (corners[:, 2:] <= sizes + slack).all(axis=1)
-    return inside & (corners[:, 2:] > corners[:, :2]).all(axis=1)
+    return np.asarray(inside & (corners[:, 2:] > corners[:, :2]).all(axis=1))
 
 
 def _rounds_over(convention: Convention) -> bool:

@@ -38,6 +38,9 @@ def open_image(path: Path) -> Image.Image:
             if image.has_transparency_data:
                 white = Image.new("RGBA", image.size, (255, 255, 255, 255))
                 return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
+            if image.mode == "RGB":
+                image.load()  # converting would copy
+                return image
             return image.convert("RGB")
     except _Refused as error:
         raise ValueError(str(error)) from None

@@ -78,6 +78,20 @@ class Stored(Sequence[Example]):
         return Example(id, task, path, tuple(_turn(*turn) for turn in turns), tuple(references), facts)
 
 
+class Kept(Sequence[Example]):
+    """Some of the examples of a longer sequence, by their places in it."""
+
+    def __init__(self, examples: Sequence[Example], places: np.ndarray) -> None:
+        self.examples = examples
+        self.places = places
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> Example:  # type: ignore[override]
+        return self.examples[int(self.places[index])]
+
+
 def write_store(folder: Path, examples: Iterable[Example], images: Path, meta: dict[str, Any]) -> int:
     """Writes a store whole or not at all: under a temporary name, then renamed. Returns how many examples it has.
 
@@ -114,6 +128,9 @@ def image_codes(examples: Sequence[Example]) -> tuple[list[Path], np.ndarray]:
     """The images of examples in order of their first appearance, and (n,) each example's among them, -1 for none."""
     if isinstance(examples, Stored):
         return examples.names(), examples.codes()
+    if isinstance(examples, Kept):
+        names, codes = image_codes(examples.examples)
+        return names, np.asarray(codes)[examples.places]
     numbers: dict[Path, int] = {}
     codes = [-1 if e.image is None else numbers.setdefault(e.image, len(numbers)) for e in examples]
     return list(numbers), np.array(codes, dtype=np.int64)

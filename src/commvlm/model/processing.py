@@ -143,24 +143,42 @@ class CommImageProcessor(BaseImageProcessor):
             return picture
         return center_crop(picture) if self.geometry == "center-crop" else pad_square(picture, background=background)
 
-    def row(self, image: Image.Image | np.ndarray | str | Path) -> np.ndarray:
-        """One picture as (P,) float32: each encoder's normalised 3 x S x S pixels, flattened, one after another."""
+    def row(self, image: Image.Image | np.ndarray | str | Path, *, out: np.ndarray | None = None) -> np.ndarray:
+        """One picture as (P,) float32: each encoder's normalised 3 x S x S pixels, flattened, one after another. out: where
+        they are written; a new array by default."""
         shown = self.shown(image)
         resized: dict[int, np.ndarray] = {}
-        pieces = []
+        row = np.empty(self.pixels, dtype=np.float32) if out is None else out
+        start = 0
         for encoder in self.encoders:
             size = encoder["size"]
             if size not in resized:
                 small = shown if shown.size == (size, size) else shown.resize((size, size), Image.Resampling.BICUBIC)
-                resized[size] = np.asarray(small, dtype=np.float32) / 255
-            mean, std = (np.asarray(encoder[key], dtype=np.float32) for key in ("mean", "std"))
-            pieces.append(((resized[size] - mean) / std).transpose(2, 0, 1).ravel())
-        return np.concatenate(pieces)
+                resized[size] = np.ascontiguousarray(np.asarray(small).transpose(2, 0, 1)).reshape(3, -1)
+            # A byte has 256 values: looking the normalised ones up is several times faster than computing every pixel's.
+            for values, table in zip(resized[size], _normalised(encoder), strict=True):
+                np.take(table, values, out=row[start : start + values.size], mode="clip")
+                start += values.size
+        return row
+
+    @property
+    def pixels(self) -> int:
+        """P, the length of a picture's row."""
+        return sum(3 * encoder["size"] ** 2 for encoder in self.encoders)
 
     def preprocess(self, images: Any, return_tensors: str | None = None, **kwargs: Any) -> BatchFeature:  # type: ignore[override]
         """One picture or a (nested) list of pictures, arrays (H, W, 3) uint8 or paths -> pixel_values (images, P)."""
-        rows = np.stack([self.row(image) for image in _flat(images)])
+        flat = _flat(images)
+        rows = np.empty((len(flat), self.pixels), dtype=np.float32)
+        for image, row in zip(flat, rows, strict=True):
+            self.row(image, out=row)
         return BatchFeature({"pixel_values": rows}, tensor_type=return_tensors)
+
+
+def _normalised(encoder: Mapping[str, Any]) -> np.ndarray:
+    """(3, 256) float32: what each byte of red, green and blue becomes for an encoder."""
+    mean, std = (np.asarray(encoder[key], dtype=np.float32)[:, None] for key in ("mean", "std"))
+    return (np.arange(256, dtype=np.float32) / 255 - mean) / std
 
 
 def _flat(images: Any) -> list[Any]:

@@ -80,7 +80,8 @@ class Data:
     """root: the folder that all paths are under (the recipe's own by default). group: questions about one image that are
     drawn, and packed behind it, together; 1 draws each on its own. pixels: "given", or "grey" for the blind control.
     mixes: trees over the sources by name, for the stages (see `commvlm.data.mix`). prompts: "short" (what the micro world's
-    language model knows) or "wide". faults: what becomes of entries, images and dialogues that cannot be used: "refuse", or
+    language model knows) or "wide". held_out: sources like the others whose images are not to be trained on; examples about
+    them are left out of the sources. faults: what becomes of entries, images and dialogues that cannot be used: "refuse", or
     "skip", which leaves them out, counts them and trains on others. workers: processes that read ahead."""
 
     sources: list[Source] = field(default_factory=list)
@@ -89,6 +90,7 @@ class Data:
     mixes: dict[str, Any] = field(default_factory=dict)
     prompts: Literal["short", "wide"] = "short"
     faults: Literal["refuse", "skip"] = "refuse"
+    held_out: list[Source] = field(default_factory=list)
     workers: int = 0
     pixels: Literal["given", "grey"] = "given"
 

@@ -25,7 +25,7 @@ from .calibrate import scale_visual_tokens
 from .callbacks import Watch
 from .keys import RecipeError
 from .recipe import Recipe, Stage, as_yaml, load_recipe
-from .sources import named_examples, stage_mixture
+from .sources import stage_mixture, training_examples
 from .trainer import StageTrainer, check_trained, checkpoints, parts_table, settle_parts
 from .whole import save_whole, write_text, writing
 
@@ -84,7 +84,7 @@ def _micro_batch(stage: Stage) -> int:
 def _train(recipe: Recipe, out: Path, weights: str) -> None:
     began = time.monotonic()
     torch.manual_seed(recipe.train.seed)
-    examples = named_examples(recipe.data.sources, Path(recipe.data.root), faults=recipe.data.faults)
+    examples = training_examples(recipe.data)
     model, processor = assemble(recipe.model, weights=weights, seed=recipe.train.seed)
     parts: dict[str, Any] = {}
     for stage in recipe.train.stages:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from ..data.check import image_key
 from ..data.example import Example
 from ..data.mix import parse_mix
 from ..data.mixture import Mixture
@@ -14,6 +19,7 @@ from ..data.mixture import Source as Drawn
 from ..data.prepare import fingerprint, open_prepared
 from ..data.readers import Faults, read
 from ..data.sizes import size_note
+from ..data.store import Kept, image_codes
 from .keys import RecipeError, nearest_key
 from .recipe import Data, Source, Stage
 
@@ -59,8 +65,9 @@ def examples_of(source: Source, root: Path, *, faults: str = "refuse") -> Sequen
 
 
 def store_of(source: Source, root: Path) -> Path:
-    """Where a source's store is, or would be."""
-    return root / PREPARED / source.name
+    """Where a source's store is, or would be; sources of one name that say different things have different ones."""
+    said = json.dumps([source.format, source.images, source.files, source.options], sort_keys=True)
+    return root / PREPARED / f"{source.name}-{hashlib.sha256(said.encode()).hexdigest()[:8]}"
 
 
 def _prepared(source: Source, root: Path) -> Any:
@@ -82,6 +89,36 @@ def named_examples(sources: Sequence[Source], root: Path, *, faults: str = "refu
             raise RecipeError(f"two sources are called {source.name!r}: name them apart")
         found[source.name] = examples_of(source, root, faults=faults)
     return found
+
+
+def training_examples(data: Data) -> dict[str, Sequence[Example]]:
+    """The examples of data.sources, without those about an image of data.held_out; says on stderr how many those are."""
+    root = Path(data.root)
+    found = named_examples(data.sources, root, faults=data.faults)
+    held = held_images(data)
+    if not held:
+        return found
+    for name, examples in found.items():
+        names, codes = image_codes(examples)
+        tested = np.array([image_key(path) in held for path in names] + [False])  # the last one for no image, code -1
+        keep = np.flatnonzero(~tested[codes])
+        if len(keep) < len(examples):
+            print(
+                f"source {name!r}: {len(examples) - len(keep):,} examples about held-out images left out",
+                file=sys.stderr,
+            )
+            found[name] = Kept(examples, keep)
+    return found
+
+
+def held_images(data: Data) -> dict[str, str]:
+    """Key of every image of data.held_out -> the source that has it."""
+    root = Path(data.root)
+    return {
+        image_key(path): name
+        for name, examples in named_examples(data.held_out, root, faults=data.faults).items()
+        for path in image_codes(examples)[0]
+    }
 
 
 def stage_mixture(stage: Stage, data: Data, examples: Mapping[str, Sequence[Example]], *, seed: int) -> Mixture:

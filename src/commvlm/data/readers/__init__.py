@@ -16,6 +16,7 @@ from .captions import read_coco_captions
 from .entities import read_entities
 from .entry import EntryError, Read
 from .genome import read_genome
+from .hub import read_hub
 from .karpathy import read_karpathy
 from .llava import read_llava
 from .mme import read_mme
@@ -23,6 +24,7 @@ from .pointqa import read_pointqa_local, read_pointqa_twice
 from .pope import read_pope
 from .refer import read_refer
 from .refs import read_refs
+from .sharegpt import read_sharegpt
 from .shikra import (
     read_shikra_caption,
     read_shikra_rd,
@@ -52,6 +54,8 @@ READERS: dict[str, Callable[..., Read]] = {
     "pope": read_pope,
     "mme": read_mme,
     "llava": read_llava,
+    "sharegpt": read_sharegpt,
+    "datasets": read_hub,
     "shikra-caption": read_shikra_caption,
     "shikra-spotting": read_shikra_spotting,
     "shikra-rd": read_shikra_rd,

@@ -16,9 +16,11 @@ from ..example import BOXES, POINTS, Box, Example, Point, Turn
 from .entry import Entry, EntryError, Read, made, numbered
 from .files import image_folder, read_ids, read_object
 from .genome import Places
-from .visual7w import By, check_by
+from .visual7w import in_keyed_order
 
 Asked = Literal["obj", "super", "general"]
+By = Literal["box", "point", "either"]
+"""How the object is pointed at; "either": by its box or its point, as the example's id decides."""
 
 
 def read_pointqa_local(
@@ -87,8 +89,18 @@ def _pointed(
         raise entry.error(f"is about image {entry.text('image')!r}, which is no number of Visual Genome")
     image_id = int(entry.text("image"))
     image, size = places.of(entry, image_id)
+    by = settled(by, id)
     turn = pointed(question, answer, box=box, point=point, by=by)
     return Example(id, "pointqa", image, (turn,), references=(answer,), facts={"image_id": image_id, "by": by, **size})
+
+
+def settled(by: By, id: str) -> By:
+    return by if by != "either" else in_keyed_order(("box", "point"), id)[0]
+
+
+def check_by(by: str) -> None:
+    if by not in ("box", "point", "either"):
+        raise ValueError(f"by is {by!r}, it must be box, point or either")
 
 
 def pointed(question: str, answer: str, *, box: Box, point: Point, by: By) -> Turn:

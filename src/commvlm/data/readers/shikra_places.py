@@ -10,34 +10,38 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..example import Example
+from . import pointqa
 from .entry import Entry, Read, made
 from .files import image_folder, read_lines
-from .pointqa import Asked, pointed
+from .pointqa import Asked, pointed, settled
 from .visual7w import By, check_by, in_keyed_order, pointing
 
 
-def read_shikra_pointqa_local(*, images: Path, annotations: Path, by: By = "box") -> Read:
-    """by: whether the question ends in the object's box or in its point."""
+def read_shikra_pointqa_local(*, images: Path, annotations: Path, by: pointqa.By = "box") -> Read:
+    """by: whether the question ends in the object's box or in its point, or in either, as the line decides."""
     return _pointqa(images, annotations, "question", by)
 
 
-def read_shikra_pointqa_twice(*, images: Path, annotations: Path, asked: Asked = "general", by: By = "box") -> Read:
+def read_shikra_pointqa_twice(
+    *, images: Path, annotations: Path, asked: Asked = "general", by: pointqa.By = "box"
+) -> Read:
     """asked: "obj" names the object's kind, "super" a wider one, "general" none."""
     if asked not in ("obj", "super", "general"):
         raise ValueError(f"shikra-pointqa-twice: asked is {asked!r}, it must be obj, super or general")
     return _pointqa(images, annotations, f"{asked}_question", by)
 
 
-def _pointqa(images: Path, annotations: Path, field: str, by: By) -> Read:
-    check_by(by)
+def _pointqa(images: Path, annotations: Path, field: str, by: pointqa.By) -> Read:
+    pointqa.check_by(by)
     folder = image_folder(images)
 
     def make(entry: Entry) -> Example:
         value = entry.raw("answer")
         answer = str(value) if type(value) is int else entry.plain("answer").strip()
-        turn = pointed(entry.plain(field), answer, box=entry.box("bbox"), point=entry.point("point"), by=by)
+        way = settled(by, entry.id)
+        turn = pointed(entry.plain(field), answer, box=entry.box("bbox"), point=entry.point("point"), by=way)
         image = entry.image(folder, entry.text("file_path"))
-        return Example(entry.id, "pointqa", image, (turn,), references=(answer,), facts={"by": by})
+        return Example(entry.id, "pointqa", image, (turn,), references=(answer,), facts={"by": way})
 
     yield from made(read_lines(annotations), make)
 

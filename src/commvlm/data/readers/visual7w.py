@@ -21,9 +21,10 @@ By = Literal["box", "point"]
 SPLITS = ("train", "val", "test")
 
 
-def read_visual7w(*, images: Path, questions: Path, split: str, by: By = "box") -> Read:
+def read_visual7w(*, images: Path, questions: Path, split: str, boxes: Path | None = None, by: By = "box") -> Read:
     """One example a question: the question, then four `<boxes>`, answered with one of them; by = "point": with its middle.
 
+    boxes: the file with the boxes, where the questions' own does not have them (dataset_v7w_grounding_annotations.json).
     The candidates stand in an order drawn from the question's id, the same in every run, so that their place says nothing.
     ids are the questions'. facts: qa_id, image_id, answer_index (from 0, among the candidates), box_ids (in their order).
     """
@@ -31,13 +32,14 @@ def read_visual7w(*, images: Path, questions: Path, split: str, by: By = "box") 
         raise ValueError(f"visual7w: split is {split!r}, it must be one of {', '.join(SPLITS)}")
     check_by(by)
     folder, file = image_folder(images), read_object(questions)
-    boxes = {entry.integer("box_id"): entry for entry in file.entries("boxes", "box")}
+    listed = (file if boxes is None else read_object(boxes)).entries("boxes", "box")
+    known = {entry.integer("box_id"): entry for entry in listed}
     chosen = (e for e in file.each("images", "image") if isinstance(e, EntryError) or e.value.get("split") == split)
 
     def of_image(entry: Entry) -> list[Example | EntryError]:
         image = entry.image(folder, entry.text("filename"))
         facts = {"image_id": entry.integer("image_id")}
-        return list(made(entry.each("qa_pairs", "question"), lambda pair: _example(pair, image, boxes, by, facts)))
+        return list(made(entry.each("qa_pairs", "question"), lambda pair: _example(pair, image, known, by, facts)))
 
     yield from made(chosen, of_image)
 

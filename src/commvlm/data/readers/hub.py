@@ -1,0 +1,153 @@
+"""Folders of the `datasets` library: Parquet and Arrow files, or what `save_to_disk` wrote, read row by row.
+
+The columns go by roles. Images stand in the rows (as the library stores them: bytes, and a name) or are named there; those in
+the rows are written to `images` once, by the hash of their bytes, so that everything else sees files.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ..convention import Convention, convention_of
+from ..example import Example, Turn
+from ..templates import variants
+from .entry import Entry, EntryError, Read, made, numbered
+from .refer import referring
+from .sharegpt import dialogue_of
+
+ROLES = ("image", "question", "answer", "answers", "conversations", "box", "id")
+_ENDINGS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
+
+
+def read_hub(
+    *, images: Path, dataset: Path, task: str = "dialogue", split: str | None = None,
+    columns: dict[str, str] | None = None, boxes: str = "xyxy-pixels",
+) -> Read:  # fmt: skip
+    """One example a row. task: "dialogue" (column conversations), "caption" (answer), "rec", "reg", "gc" (answer: the
+    expression, and box), or any with a question and an answer.
+
+    columns: role -> column's name, where they differ; roles: image, question, answer, answers, conversations, box, id. A list
+    in answer or answers gives the references, and the most frequent is the answer. split: of a folder that has several: the
+    part of a file's name before the first dash. boxes: convention of the box column, and of boxes in conversations.
+    """
+    given = columns or {}
+    # Of answer and answers the one that is named counts, though the set may have a column of the other's name.
+    rival = {"answer": "answers", "answers": "answer"}
+    named = {role: role for role in ROLES if not (rival.get(role) in given and role not in given)} | given
+    unknown = sorted(set(named) - set(ROLES))
+    if unknown:
+        raise ValueError(f"datasets: there is no role {unknown[0]!r}; roles: {', '.join(ROLES)}")
+    if task != "dialogue":
+        try:
+            variants(task)
+        except KeyError as error:
+            raise ValueError(f"datasets: there is no task {task!r}") from error
+    convention = convention_of(boxes)
+
+    def make(row: Entry) -> Example:
+        return _example(row, _image(row, images), task, convention)
+
+    yield from made(_renamed(numbered(_rows(dataset, split), f"{dataset.name}: row", dataset.name), named), make)
+
+
+def _rows(dataset: Path, split: str | None) -> Iterator[Mapping[str, Any]]:
+    """The rows as they are stored: images are not decoded, and no more than a few rows are in memory."""
+    from datasets import Image, load_dataset, load_from_disk
+    from datasets.exceptions import DatasetsError
+    from pyarrow import ArrowException
+
+    if not dataset.is_dir():
+        raise ValueError(f"{dataset}: there is no such annotation file or folder of datasets")
+    try:
+        if (dataset / "dataset_dict.json").is_file() or (dataset / "state.json").is_file():
+            found: Any = load_from_disk(str(dataset / split) if split and (dataset / split).is_dir() else str(dataset))
+            if not hasattr(found, "features"):
+                raise ValueError(f"{dataset}: has the splits {', '.join(found)}; name one")
+            found = found.to_iterable_dataset()
+        else:
+            kind, files = _files(dataset, split)
+            found = load_dataset(kind, data_files=[str(f) for f in files], split="train", streaming=True)
+        for name, feature in (found.features or {}).items():
+            if isinstance(feature, Image):
+                found = found.cast_column(name, Image(decode=False))
+        yield from found
+    except (DatasetsError, ArrowException, OSError, KeyError, TypeError) as error:
+        raise ValueError(f"{dataset}: is no folder of datasets, or a damaged one ({error})".splitlines()[0]) from error
+
+
+def _files(dataset: Path, split: str | None) -> tuple[str, list[Path]]:
+    for kind in ("parquet", "arrow"):
+        files = sorted(path for path in dataset.rglob(f"*.{kind}"))
+        chosen = [path for path in files if split is None or path.name.split("-")[0] == split or path.stem == split]
+        if chosen:
+            return kind, chosen
+        if files:
+            names = sorted({path.name.split("-")[0].split(".")[0] for path in files})
+            raise ValueError(f"{dataset}: has no split {split!r}; it has {', '.join(names)}")
+    raise ValueError(f"{dataset}: holds no Parquet or Arrow file")
+
+
+def _renamed(rows: Iterator[Entry | EntryError], named: Mapping[str, str]) -> Iterator[Entry | EntryError]:
+    for row in rows:
+        if isinstance(row, Entry):
+            kept = {**named, "messages": "messages", "width": "width", "height": "height"}
+            row.value = {role: row.value[name] for role, name in kept.items() if row.value.get(name) is not None}
+        yield row
+
+
+def _image(row: Entry, images: Path) -> Path | None:
+    """The row's image as a file, written when it is not there yet."""
+    if not row.has("image"):
+        return None
+    value = row.raw("image")
+    if isinstance(value, str):
+        return row.image(images, value)
+    if not isinstance(value, dict) or not isinstance(value.get("bytes"), bytes):
+        name = value.get("path") if isinstance(value, dict) else None
+        if isinstance(name, str):
+            return row.image(images, name)
+        raise row.error("has an image that is neither a name nor bytes")
+    content = value["bytes"]
+    ending = next((end for start, end in _ENDINGS.items() if content.startswith(start)), ".img")
+    path = images / f"{hashlib.sha256(content).hexdigest()[:32]}{ending}"
+    if not path.is_file():
+        images.mkdir(parents=True, exist_ok=True)
+        part = path.with_name(f"{path.name}.{os.getpid()}.part")
+        part.write_bytes(content)
+        os.replace(part, path)
+    return path
+
+
+def _example(row: Entry, image: Path | None, task: str, convention: Convention) -> Example:
+    id = str(row.key("id")) if row.has("id") else row.id
+    if task == "dialogue":
+        return Example(id, task, image, dialogue_of(row, image, convention), facts=row.size())
+    answer, references = _answers(row)
+    if task not in ("rec", "reg", "gc"):
+        question = "" if task == "caption" else row.plain("question")
+        return Example(id, task, image, (Turn(question, answer),), references=references)
+    if image is None:
+        raise row.error("has a box but no image")
+    numbers = row.numbers("box")
+    if convention.unit != "pixels":
+        numbers = list(convention.pixels(numbers, row.integer("width"), row.integer("height")))
+        box = row.corners(numbers, "box")
+    else:
+        box = row.corners(numbers, "box", "xywh" if convention.layout == "xywh" else "xyxy")
+    return referring(id, image, answer, box, task=task, facts=row.size())  # type: ignore[arg-type]
+
+
+def _answers(row: Entry) -> tuple[str, tuple[str, ...]]:
+    value = row.raw("answers" if row.has("answers") else "answer")
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise row.error("has an answer that is neither a text nor a list of texts")
+    answer = Counter(texts).most_common(1)[0][0]
+    if not answer.strip():
+        raise row.error("has a blank answer")
+    return row.without_slots(answer, "answer"), tuple(texts)
