@@ -52,6 +52,11 @@ def open_image(path: Path) -> Image.Image:
         raise ValueError(f"{path}: cannot be decoded, the file is damaged or truncated ({_line(error)})") from error
 
 
+def grey(image: Image.Image) -> Image.Image:
+    """A uniform grey image of the same size."""
+    return Image.new("RGB", image.size, (128, 128, 128))
+
+
 class GreyImages:
     """An image processor that shows every image as a uniform grey of its size: the blind control."""
 
@@ -59,7 +64,7 @@ class GreyImages:
         self.processor = processor
 
     def __call__(self, *, images: Sequence[Image.Image], **kwargs: Any) -> Mapping[str, Any]:
-        return self.processor(images=[Image.new("RGB", image.size, (128, 128, 128)) for image in images], **kwargs)
+        return self.processor(images=[grey(image) for image in images], **kwargs)
 
 
 class _Refused(Exception):
