@@ -11,7 +11,7 @@ from PIL import Image
 from rich.console import Console
 from rich.progress import track
 
-from ..data.images import grey, open_image
+from ..data.images import OPENERS
 from ..data.store import image_codes
 from ..model.feature_store import FeatureStore
 from ..model.feature_writer import store_features
@@ -53,11 +53,12 @@ def store_recipe(
 
 def _pictures(recipe: Recipe, paths: list[Path], *, said: str) -> Iterator[Image.Image]:
     """The images as training shows them, with a bar on stderr."""
+    opened = OPENERS[recipe.data.pixels]
     for path in track(paths, said, console=Console(stderr=True)):
         try:
-            image = open_image(path)
+            image = opened(path)
         except ValueError:
             if recipe.data.faults == "refuse":
                 raise
             continue
-        yield grey(image) if recipe.data.pixels == "grey" else image
+        yield image

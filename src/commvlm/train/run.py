@@ -15,7 +15,6 @@ from transformers import TrainingArguments
 
 from ..data.collate import Collator
 from ..data.example import Example
-from ..data.images import GreyImages
 from ..data.spares import Spares
 from ..model.attention import NAME as SHARED_PREFIX
 from ..model.modeling import CommForConditionalGeneration
@@ -127,11 +126,12 @@ def run_stage(
     shown = images if train.features is None else stored_pixels(Path(train.features), model.model.vision_tower, images)
     collator = Collator(
         processor.tokenizer,
-        GreyImages(shown) if recipe.data.pixels == "grey" else shown,
+        shown,
         model.config.num_image_tokens,
         max_length=train.max_length,
         layout="blocks" if train.attention == SHARED_PREFIX else "mask",
         geometry=images.geometry,
+        pixels=recipe.data.pixels,
         spare=None if recipe.data.faults == "refuse" else Spares(mixture, log.with_name(LEFT_OUT)),
     )
     micro = _micro_batch(stage)
