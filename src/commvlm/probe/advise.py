@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -62,15 +63,15 @@ class Advice:
 
 def costs(probe: Probe) -> dict[tuple[str, str], float]:
     """(encoder, place) -> GFLOPs of an image, counted on the meta device (`model.cost`)."""
-    found = {}
-    for name in probe.encoders():
-        source = probe.sources[name]
-        for place in {key[1] for key in probe.points if key[0] == name}:
-            layers, merge = MERGE_OF.get(place, (None, "mean"))
-            spec = EncoderSpec(name, source["checkpoint"], layers=int(place) if layers is None else layers, merge=merge)
-            config = vision_config([spec], fuse="channel-concat", reduce="none", language_width=1)
-            found[name, place] = visual_flops(config) / 1e9
-    return found
+    places = {(name, place) for name, place, *_ in probe.points if name in probe.encoders()}
+    return {(name, place): _gflops(probe.sources[name]["checkpoint"], place) for name, place in places}
+
+
+@lru_cache(maxsize=512)
+def _gflops(checkpoint: str, place: str) -> float:
+    layers, merge = MERGE_OF.get(place, (None, "mean"))
+    spec = EncoderSpec("encoder", checkpoint, layers=int(place) if layers is None else layers, merge=merge)
+    return visual_flops(vision_config([spec], fuse="channel-concat", reduce="none", language_width=1)) / 1e9
 
 
 def advise(probe: Probe, task: str, *, head: str = "mlp") -> Advice:

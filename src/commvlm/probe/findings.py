@@ -134,11 +134,13 @@ def _third(probe: Probe) -> Iterator[Row]:
             if not merged or not curve:
                 continue
             gaps = {name: point.minus(highest(curve)) for name, point in merged.items()}
-            learned = gaps["lln-layerscale(all)"]
             told = "; ".join(f"{name} {shown(gap)}" for name, gap in gaps.items())
             claim = f"{encoder}: LLN-Layerscale over all layers is above the best single layer ({TITLES[metric]})"
-            yield Row("F3", claim, f"merge minus the best layer: {told}", _of(learned))
-            yield _shallow(encoder, metric, merged)
+            learned = gaps.get("lln-layerscale(all)")
+            verdict = NOT_READ if learned is None else _of(learned)
+            yield Row("F3", claim, f"merge minus the best layer: {told}", verdict)
+            if {"mean(half)", "mean(all)"} <= merged.keys():
+                yield _shallow(encoder, metric, merged)
 
 
 def _shallow(encoder: str, metric: str, merged: Mapping[str, Point]) -> Row:

@@ -64,11 +64,11 @@ def run_probe(
     fitting = passes.fitting(sources)
     sources += [_position(grid) for grid in sorted(fitting.truths)]
     units = [unit for source in sources for unit in units_of(source, settings)]
+    _record(out, sources)
     _fit_all(fitting, units, jobs=jobs)
     for source in sources:
         if source.kind == "twin" and source.folder is not None:
             shutil.rmtree(source.folder, ignore_errors=True)
-    _record(out, sources)
     return sources
 
 
@@ -201,8 +201,8 @@ def _position(grid: Grid) -> Source:
 
 
 def _fit_all(fitting: Fitting, units: Sequence[Unit], *, jobs: int) -> None:
-    """What is not done, dearest first, with a bar that knows what is left."""
-    waiting = sorted((unit for unit in units if not fitting.done(unit)), key=lambda unit: -unit.cost)
+    """What is not done, with a bar that knows what is left. The dearest come last: what is stopped early has its curves."""
+    waiting = sorted((unit for unit in units if not fitting.done(unit)), key=lambda unit: unit.cost)
     total = sum(unit.cost for unit in units)
     with _bar() as bar:
         task = bar.add_task("fitting heads", total=total, completed=total - sum(unit.cost for unit in waiting))
