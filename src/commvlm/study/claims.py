@@ -43,12 +43,13 @@ class Claim:
 @dataclass(frozen=True)
 class Verdict:
     """estimate: of the difference, in points. word: "holds", "reversed" or "undecided". adjusted: Holm's p among all claims
-    that were tested."""
+    that were tested. floor: whether none of its rows is above the blind one; then nothing is decided."""
 
     claim: Claim
     estimate: Estimate
     word: str
     adjusted: float
+    floor: bool = False
 
 
 def difference(estimates: Mapping[str, Estimate], terms: Mapping[str, float]) -> Estimate:
@@ -79,10 +80,20 @@ def judged(claims: Sequence[Claim], estimates: Mapping[str, Mapping[str, Estimat
         if all(name in rows for name in claim.terms):
             found[k] = difference(rows, claim.terms)
     adjusted = holm({str(k): estimate.p for k, estimate in found.items()})
-    return [
-        Verdict(claims[k], estimate, word(estimate, claims[k].expect), adjusted[str(k)])
-        for k, estimate in found.items()
-    ]
+    verdicts = []
+    for k, estimate in found.items():
+        floor = not _sees(claims[k], estimates[claims[k].task])
+        said = "undecided" if floor else word(estimate, claims[k].expect)
+        verdicts.append(Verdict(claims[k], estimate, said, adjusted[str(k)], floor))
+    return verdicts
+
+
+def _sees(claim: Claim, rows: Mapping[str, Estimate]) -> bool:
+    """Whether any of the claim's rows is above the blind one: rows that all answer without looking are level for no reason
+    that the claim is about. Without a blind row nothing is known, and nothing is held back."""
+    if c.BLIND not in rows or c.BLIND in claim.terms:
+        return True
+    return any(rows[name].minus(rows[c.BLIND]).low > 0 for name in claim.terms)
 
 
 def claims_of(scale: Scale) -> list[Claim]:

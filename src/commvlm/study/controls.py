@@ -48,7 +48,7 @@ def without_mlp(scale: Scale, given: StudyEncoder) -> Row:
 def twice(scale: Scale, given: StudyEncoder) -> Row:
     """COMM's shape and trained parameters with one encoder in both places: the second branch brings no second view."""
     _, second = pair(scale)
-    again = encoder(given, second.merged, "lln-layerscale", align=second.align, name=f"{given.name}-again")
+    again = encoder(given, second.merged, "lln-layerscale", align=second.align, name=f"{given.name}_again")
     return Row(TWICE, scale.model(encoder(given, given.merged, "lln-layerscale"), again))
 
 

@@ -166,7 +166,7 @@ def _settings(text: str) -> dict[str, Any]:
     return found
 
 
-def worker_command(root: Path, key: str, tasks: Sequence[str], *, keep: bool) -> list[str]:
+def worker_command(root: Path, key: str, *, tasks: Sequence[str], keep: bool) -> list[str]:
     """The command of one run."""
     kept = "keep" if keep else "drop"
     return [sys.executable, "-m", "commvlm.study.worker", str(root.resolve()), key, ",".join(tasks), kept]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -95,18 +95,30 @@ def recipe_of(scale: Scale, row: Row, seed: int, *, data: str) -> Recipe:
 
 
 def _settled(row: Row) -> str:
-    """The model in full, so that two ways to say one thing ("-1", "8") are one run."""
-    config = build_config(**model_settings(row.model))
-    weights = [branch.weights for branch in row.model.encoders]
-    parts = [located(branch.checkpoint) for branch in row.model.encoders] + [located(row.model.language_model)]
-    kept = [fingerprint(Path(p))["sha256"] if Path(p).is_dir() else p for p in parts]
-    names = {branch.name: f"encoder {k}" for k, branch in enumerate(row.model.encoders)}
-    said = config.to_dict()
-    said.pop("transformers_version", None)
-    text = json.dumps([said, weights, kept], sort_keys=True, default=str)
-    for name, number in names.items():  # what an encoder is called changes nothing
-        text = text.replace(f'"{name}"', f'"{number}"')
-    return text
+    """The model in full, so that two ways to say one thing ("-1", "8") are one run; neither what an encoder is called nor
+    where its files lie on this machine makes another one."""
+    branches = row.model.encoders
+    config = build_config(**model_settings(row.model)).to_dict()
+    renamed = {branch.name: f"encoder {k}" for k, branch in enumerate(branches)}
+    weights = [branch.weights for branch in branches]
+    files = [_weights_hash(located(branch.checkpoint)) for branch in branches]
+    said = [_portable(config, renamed), weights, files, _weights_hash(located(row.model.language_model))]
+    return json.dumps(said, sort_keys=True, default=str)
+
+
+def _portable(value: Any, renamed: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        dropped = ("_name_or_path", "transformers_version")
+        return {renamed.get(k, k): _portable(v, renamed) for k, v in value.items() if k not in dropped}
+    if isinstance(value, list | tuple):
+        return [_portable(item, renamed) for item in value]
+    return renamed.get(value, value) if isinstance(value, str) else value
+
+
+@lru_cache(maxsize=64)
+def _weights_hash(checkpoint: str) -> str:
+    """Of a folder's files, or a hub id itself."""
+    return str(fingerprint(Path(checkpoint))["sha256"]) if Path(checkpoint).is_dir() else checkpoint
 
 
 def _key(recipe: Recipe, settled: str) -> str:

@@ -6,7 +6,7 @@ import fcntl
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from ..train.recipe import Recipe
-from .executors import Executor, Job, worker_command
+from .executors import Executor, Job
 from .runs import Places, Run
 
 POLL = 0.5
@@ -57,10 +57,13 @@ def locked(root: Path) -> Iterator[None]:
 
 
 def go_over(
-    runs: Sequence[Run], places: Places, executor: Executor, *, jobs: int, tasks: Sequence[str], keep: bool,
+    runs: Sequence[Run], places: Places, executor: Executor, *, jobs: int, command: Callable[[str], Sequence[str]],
     console: Console,
 ) -> list[Failure]:  # fmt: skip
-    """Executes what has no result yet, at most `jobs` at once; returns those that failed. Runs of one key are one."""
+    """Executes what has no result yet, at most `jobs` at once; returns those that failed. Runs of one key are one.
+
+    command: a run's key -> what makes its result. What is still going on when this is interrupted is ended.
+    """
     every = {run.key: run for run in runs}
     waiting = [run for run in every.values() if not places.done(run.key)]
     failed: list[Failure] = []
@@ -71,7 +74,9 @@ def go_over(
         try:
             while waiting or active:
                 while waiting and len(active) < jobs:
-                    active.append(_start(waiting.pop(0), places, executor, tasks=tasks, keep=keep))
+                    run = waiting.pop(0)
+                    job = executor.submit(command(run.key), places.log(run.key))
+                    active.append(_Active(run, job, time.monotonic()))
                 time.sleep(POLL)
                 for one in list(active):
                     code = one.job.exit_code()
@@ -90,11 +95,6 @@ def go_over(
             for one in active:
                 one.job.cancel()
     return failed
-
-
-def _start(run: Run, places: Places, executor: Executor, *, tasks: Sequence[str], keep: bool) -> _Active:
-    job = executor.submit(worker_command(places.root, run.key, tasks, keep=keep), places.log(run.key))
-    return _Active(run, job, time.monotonic())
 
 
 def _bar(console: Console) -> Progress:
