@@ -13,6 +13,7 @@ from .data import add_data
 from .evaluate import add_evaluate
 from .microworld import add_microworld
 from .model import add_build, add_compare, add_import, add_inspect, add_recipes
+from .probe import add_probe
 from .receipts import add_receipts, add_rescore
 from .score import add_score
 from .study import add_study
@@ -32,6 +33,7 @@ COMMANDS = (
     add_chat,
     add_data,
     add_microworld,
+    add_probe,
     add_quickstart,
     add_study,
 )
