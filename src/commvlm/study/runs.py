@@ -38,7 +38,7 @@ class Run:
 
 @dataclass(frozen=True)
 class Places:
-    """Where a study keeps what it makes: jobs/KEY.yaml, runs/KEY/, results/KEY.json, logs/KEY.txt."""
+    """Where a study keeps what it makes: jobs/KEY.yaml, runs/KEY/, results/KEY.json, logs/KEY.txt, features/."""
 
     root: Path
 
@@ -50,6 +50,10 @@ class Places:
 
     def result(self, key: str) -> Path:
         return self.root / "results" / f"{key}.json"
+
+    def view(self, key: str) -> Path:
+        """Of the feature stores, what a run reads."""
+        return self.root / "features" / "views" / key
 
     def log(self, key: str) -> Path:
         return self.root / "logs" / f"{key}.txt"
@@ -101,8 +105,8 @@ def _settled(row: Row) -> str:
     config = build_config(**model_settings(row.model)).to_dict()
     renamed = {branch.name: f"encoder {k}" for k, branch in enumerate(branches)}
     weights = [branch.weights for branch in branches]
-    files = [_weights_hash(located(branch.checkpoint)) for branch in branches]
-    said = [_portable(config, renamed), weights, files, _weights_hash(located(row.model.language_model))]
+    files = [weights_hash(branch.checkpoint) for branch in branches]
+    said = [_portable(config, renamed), weights, files, weights_hash(row.model.language_model)]
     return json.dumps(said, sort_keys=True, default=str)
 
 
@@ -116,15 +120,20 @@ def _portable(value: Any, renamed: Mapping[str, str]) -> Any:
 
 
 @lru_cache(maxsize=64)
-def _weights_hash(checkpoint: str) -> str:
-    """Of a folder's files, or a hub id itself."""
-    return str(fingerprint(Path(checkpoint))["sha256"]) if Path(checkpoint).is_dir() else checkpoint
+def weights_hash(checkpoint: str) -> str:
+    """Of a recipe's checkpoint: of its folder's files, or the hub id itself."""
+    folder = Path(located(checkpoint))
+    return str(fingerprint(folder)["sha256"]) if folder.is_dir() else checkpoint
 
 
 def _key(recipe: Recipe, settled: str) -> str:
     """Of the settled model, all else that the recipe says, and the files that it reads."""
     bare = replace(
-        recipe, name="", model=replace(recipe.model, encoders=[]), data=replace(recipe.data, root="", workers=0)
+        recipe,
+        name="",
+        model=replace(recipe.model, encoders=[]),
+        data=replace(recipe.data, root="", workers=0),
+        train=replace(recipe.train, features=None),
     )
     sources = [*recipe.data.sources, *recipe.data.held_out, *recipe.evaluate.sources]
     files = sorted({path for source in sources for path in _paths(source, recipe.data.root)})

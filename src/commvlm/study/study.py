@@ -13,6 +13,7 @@ from rich.console import Console
 from ..microworld.writer import write_world
 from .executors import EXECUTORS, worker_command
 from .experiments import experiments_named, rows_of
+from .features import prepare_features, readable
 from .report import write_report
 from .results import costs
 from .rows import Row
@@ -46,7 +47,16 @@ def asked(names: Sequence[str], *, scale: str, out: Path | None, seeds: int | No
 def planned(asked: Asked) -> tuple[list[Row], list[Run]]:
     """The rows and the runs; makes the micro world where there is one. Raises ValueError for rows that cannot be run."""
     rows = rows_of(asked.scale, list(asked.names))
-    return rows, runs_of(asked.scale, rows, data=str(_data(asked)))
+    runs = runs_of(asked.scale, rows, data=str(_data(asked)))
+    return rows, [_reading(run, asked) for run in runs]
+
+
+def _reading(run: Run, asked: Asked) -> Run:
+    """The run with its features read from the study's stores, where it can."""
+    if asked.scale.features is None or not readable(run):
+        return run
+    view = str(Places(asked.root).view(run.key).resolve())
+    return replace(run, recipe=replace(run.recipe, train=replace(run.recipe.train, features=view)))
 
 
 def _data(asked: Asked) -> Path:
@@ -71,6 +81,8 @@ def study(asked: Asked, *, jobs: int, executor: str, console: Console) -> tuple[
         _remember(places, rows, runs, asked)
         write_jobs(places, runs)
         costs({row.name: row for row in rows}, asked.root / "costs.json", runs=MEASURED if asked.scale.world else 0)
+        if asked.scale.features is not None:
+            prepare_features(places, runs, kept=asked.scale.features)
         engine = EXECUTORS[executor](asked.root)
         try:
             command = partial(worker_command, asked.root, tasks=asked.scale.tasks, keep=asked.scale.keep)
