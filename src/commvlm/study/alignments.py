@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +46,7 @@ def measure(model: CommForConditionalGeneration, batch: dict[str, Any]) -> dict[
         if isinstance(branch.align, MLP)
         for number, layer in enumerate(part for part in branch.align if isinstance(part, nn.Linear))
     }
-    hooks = [
-        layer.register_forward_hook(lambda _m, _i, out, place=place: given.__setitem__(place, out.detach()))
-        for place, layer in layers.items()
-    ]
+    hooks = [layer.register_forward_hook(partial(_keep, given, place)) for place, layer in layers.items()]
     try:
         model(**batch).loss.backward()
     finally:
@@ -62,6 +60,11 @@ def measure(model: CommForConditionalGeneration, batch: dict[str, Any]) -> dict[
         facts = {"gradient_norm": float(norm), "spread": float(tokens.std(0).mean()), "rank": effective_rank(tokens)}
         found.setdefault(name, []).append(facts)
     return found
+
+
+def _keep(given: dict[tuple[str, int], Tensor], place: tuple[str, int], *call: Any) -> None:
+    """A forward hook: call is (module, inputs, output)."""
+    given[place] = call[-1].detach()
 
 
 def effective_rank(tokens: Tensor) -> float:

@@ -157,10 +157,10 @@ def _merges(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list[Cla
             says = f"{given.name}: LLN-Layerscale above {merge}, all layers"
             found += _against("F3", says, ["rec", "pope"], best, merged_name(given, merge, "all"))
     means = [[merged_name(given, "mean", layers) for layers in ("all", given.deep)] for given in (first, second)]
-    found += _against("F3", f"{first.name}: Mean(all) above Mean(half): shallow levels help", ["rec"], *means[0])
-    return found + _against(
-        "F3", f"{second.name}: Mean(all) below Mean(half)", ["rec", "pope"], *means[1], expect="less"
-    )
+    says = f"{first.name}: Mean(all) above Mean(half): shallow levels help"
+    found += _against("F3", says, ["rec"], means[0][0], means[0][1])
+    says = f"{second.name}: Mean(all) below Mean(half)"
+    return found + _against("F3", says, ["rec", "pope"], means[1][0], means[1][1], "less")
 
 
 def _objectives(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list[Claim]:

@@ -25,13 +25,16 @@ def prepare_features(places: Places, runs: Iterable[Run], *, kept: str) -> None:
 
     kept: "fp32", "bf16" or "int8". Raises what `train.features.store_recipe` does.
     """
+    made = set[Path]()
     wanted = [run for run in runs if readable(run) and not places.done(run.key)]
     for run in wanted:
         view = places.view(run.key)
         view.mkdir(parents=True, exist_ok=True)
         for branch in run.recipe.model.encoders:
             store = places.root / "features" / _store_name(branch, run.recipe.model.pad_color, kept)
-            store_recipe(_alone(run.recipe, branch), store, layers="all", kept=kept)
+            if store not in made:
+                store_recipe(_alone(run.recipe, branch), store, layers="all", kept=kept)
+                made.add(store)
             _link(view / branch.name, store / branch.name)
 
 

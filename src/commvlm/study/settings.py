@@ -51,8 +51,9 @@ class Scale:
     one first. layers: 1-based block outputs of the layer sweeps. mlp: the alignment that stands for "an MLP".
     depths, ratios: of the alignment sweep. tasks: those that are scored. larger_image: side in pixels at which the first
     encoder costs about as much as the pair. capacity: a single encoder of about the pair's size, if there is one.
-    world: the micro world to make; without it the data are at data.root. features: how the encoders' features are
-    kept, "fp32", "bf16" or "int8", so that they run once for all runs; without it they run in every step. keep: whether trained models stay on the disk.
+    world: the micro world to make; without it the data are at data.root. features: how the encoders' features are kept,
+    "fp32", "bf16" or "int8", so that they run once for all runs; without it they run in every step. keep: whether trained
+    models stay on the disk.
     """
 
     name: str
