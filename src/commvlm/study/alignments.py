@@ -56,7 +56,7 @@ def measure(model: CommForConditionalGeneration, batch: dict[str, Any]) -> dict[
     for (name, number), layer in layers.items():
         tokens = given[name, number].flatten(0, -2).float()
         assert layer.weight.grad is not None
-        norm = layer.weight.grad.norm() / layer.weight.norm()
+        norm = layer.weight.grad.norm() / layer.weight.detach().norm()
         facts = {"gradient_norm": float(norm), "spread": float(tokens.std(0).mean()), "rank": effective_rank(tokens)}
         found.setdefault(name, []).append(facts)
     return found

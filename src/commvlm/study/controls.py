@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from ..model.spec import build_config
 from ..train.assemble import model_settings
+from ..train.keys import nearest_key
 from ..train.recipe import Encoder, Model, load_recipe, shipped_recipes
 from .rows import Row, comm, encoder, mfm, pair, single
 from .settings import Scale, StudyEncoder
@@ -32,7 +33,14 @@ def controls(scale: Scale) -> list[Row]:
         rows.append(larger(scale, first, scale.larger_image))
     if scale.capacity is not None:
         rows.append(Row(CAPACITY, mfm(scale, scale.capacity).model))
-    return [*rows, comm(scale, SHUFFLED, pixels="shuffled"), comm(scale, BLIND, pixels="grey")]
+    rows += [comm(scale, SHUFFLED, pixels="shuffled"), comm(scale, BLIND, pixels="grey")]
+    if scale.controls is None:
+        return rows
+    known = {row.name: row for row in rows}
+    for name in scale.controls:
+        if name not in known:
+            raise ValueError(f"scale {scale.name}: there is no control {name!r}{nearest_key(name, known)}")
+    return [known[name] for name in scale.controls]
 
 
 def with_mlp(scale: Scale, given: StudyEncoder) -> Row:

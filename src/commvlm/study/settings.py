@@ -51,6 +51,7 @@ class Scale:
     one first. layers: 1-based block outputs of the layer sweeps. mlp: the alignment that stands for "an MLP".
     depths, ratios: of the alignment sweep. tasks: those that are scored. larger_image: side in pixels at which the first
     encoder costs about as much as the pair. capacity: a single encoder of about the pair's size, if there is one.
+    controls: those of the controls that this scale runs, by name; all of them without it.
     world: the micro world to make; without it the data are at data.root. features: how the encoders' features are kept,
     "fp32", "bf16" or "int8", so that they run once for all runs; without it they run in every step. keep: whether trained
     models stay on the disk.
@@ -68,6 +69,7 @@ class Scale:
     tasks: list[str] = field(default_factory=lambda: ["rec", "reg", "pope", "vqa", "caption"])
     larger_image: int | None = None
     capacity: StudyEncoder | None = None
+    controls: list[str] | None = None
     world: World | None = None
     options: dict[str, Any] = field(default_factory=dict)
     features: str | None = None
