@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..data.collate import Collator
@@ -61,7 +60,7 @@ class Answerer:
         )
         pad: Any = self.processor.tokenizer.pad_token_id
         self.decoder = Decoder(self.model, max_new_tokens=max_new_tokens, pad=0 if pad is None else int(pad))
-        self._remembered: OrderedDict[Path, Tensor] = OrderedDict()
+        self._remembered: OrderedDict[Hashable, Tensor] = OrderedDict()
 
     def __call__(self, examples: Sequence[Example]) -> list[str]:
         """Texts in the examples' order. Raises ValueError with the example's id for what cannot be asked."""
@@ -82,36 +81,48 @@ class Answerer:
         """Reads every image anew from here on."""
         self._remembered.clear()
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        """What the model is asked in, by its precision."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+    @torch.inference_mode()
+    def visual_tokens(
+        self, images: Iterable[Hashable], pixels: Callable[[list[Hashable]], Tensor]
+    ) -> dict[Hashable, Tensor]:
+        """(N, hidden) of every image: read together, those apart that were read before. pixels: (images, P) of some."""
+        images = list(dict.fromkeys(images))
+        found = {image: self._remembered[image] for image in images if image in self._remembered}
+        new = [image for image in images if image not in found]
+        if new:
+            read: Any = self.model.get_image_features(
+                pixels(new).to(self.device), knock_out=self.knock_out, return_dict=True
+            )
+            found |= dict(zip(new, read.pooler_output, strict=True))
+        for image in images:
+            self._remembered[image] = found[image]
+            self._remembered.move_to_end(image)
+        while sum(tokens.nbytes for tokens in self._remembered.values()) > REMEMBERED:
+            self._remembered.popitem(last=False)
+        return found
+
     @torch.inference_mode()
     def _answer(self, examples: Sequence[Example]) -> list[str]:
-        autocast = torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
         images = {path: open_image(path) for path in dict.fromkeys(e.image for e in examples if e.image is not None)}
         rows = self.collator.prompts(examples, images)
-        with autocast:
-            tokens = self._visual_tokens(images)
+
+        def pixels(new: list[Any]) -> Tensor:
+            return self.collator.image_processor(images=[images[path] for path in new], return_tensors="pt")[
+                "pixel_values"
+            ]
+
+        with self.autocast():
+            tokens = self.visual_tokens(images, pixels)
             prompts = [
                 Prompt(torch.from_numpy(row), example.image, None if example.image is None else tokens[example.image])
                 for row, example in zip(rows, examples, strict=True)
             ]
             said = self.decoder(prompts)
         return [text.strip() for text in self.processor.tokenizer.batch_decode(said, skip_special_tokens=True)]
-
-    def _visual_tokens(self, images: Mapping[Path, Image.Image]) -> dict[Path, Tensor]:
-        """(N, hidden) of every image: read together, those apart that an earlier batch has read."""
-        new = [path for path in images if path not in self._remembered]
-        found = {path: self._remembered[path] for path in images if path in self._remembered}
-        if new:
-            pixels = self.collator.image_processor(images=[images[path] for path in new], return_tensors="pt")
-            read: Any = self.model.get_image_features(
-                pixels["pixel_values"].to(self.device), knock_out=self.knock_out, return_dict=True
-            )
-            found |= dict(zip(new, read.pooler_output, strict=True))
-        for path in images:
-            self._remembered[path] = found[path]
-            self._remembered.move_to_end(path)
-        while sum(tokens.nbytes for tokens in self._remembered.values()) > REMEMBERED:
-            self._remembered.popitem(last=False)
-        return found
 
 
 def _room(model: CommForConditionalGeneration, max_new_tokens: int) -> int | None:
