@@ -149,7 +149,6 @@ def test_rows_that_join_and_leave_between_steps_say_what_they_say_alone(family, 
     decoder = Decoder(model, max_new_tokens=12, pad=0)
     growing, asked = decoder.start(), [Row(prompt, most=3 + k) for k, prompt in enumerate(prompts)]
     joins = {0: [8, 0], 1: [3], 2: [6, 1, 7], 5: [2], 6: [4], 9: [5]}
-    widths = []
     for step in range(40):
         if step in joins:
             decoder.begin(growing, [asked[k] for k in joins[step]])
@@ -157,13 +156,12 @@ def test_rows_that_join_and_leave_between_steps_say_what_they_say_alone(family, 
             growing.leave([asked[7]])
         if growing.rows:
             growing.step()
-            widths.append(growing._mask.shape[1])
+            assert not growing.rows or growing._mask.any(dim=0).all()
     assert asked[7].finish == "left"
     for k, row in enumerate(asked):
         assert row.said == (alone[k][: len(row.said)] if k == 7 else alone[k][: row.most])
         assert row.finish in ("stop", "length", "left")
     assert {row.finish for row in asked} == {"stop", "length", "left"}
-    assert max(widths) <= max(len(row.prompt.ids) + len(row.said) for row in asked) + 3
 
 
 def test_sampling_follows_its_seed_whatever_is_beside_it(root):

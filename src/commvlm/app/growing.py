@@ -83,16 +83,17 @@ class RoomyLayer(DynamicLayer):
         self._show(end)
         return self.keys, self.values  # pyright: ignore[reportReturnType]
 
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self._keys, self._values = self._keys[indices], self._values[indices]
-        self._show(self.get_seq_length())
+    def keep(self, rows: Tensor, *, skip: int) -> None:
+        """rows (b,): those that go on. skip: places at the left that none of them uses."""
+        length = self.get_seq_length() - skip
+        self._keys, self._values = self._keys[rows, :, skip:], self._values[rows, :, skip:]
+        self._show(length)
 
-    def join(self, other: RoomyLayer, *, skip: int, room: int) -> None:
-        """Rows of another layer below one's own, right ends side by side. skip: places at one's own left that no row uses
-        any more. room: for so many tokens to come."""
-        length = max(self.get_seq_length() - skip, other.get_seq_length())
-        self._keys = _beside(self.keys[:, :, skip:], other.keys, length=length, room=room)  # type: ignore[index,arg-type]
-        self._values = _beside(self.values[:, :, skip:], other.values, length=length, room=room)  # type: ignore[index,arg-type]
+    def join(self, other: RoomyLayer, *, room: int) -> None:
+        """Rows of another layer below one's own, right ends side by side. room: for so many tokens to come."""
+        length = max(self.get_seq_length(), other.get_seq_length())
+        self._keys = _beside(self.keys, other.keys, length=length, room=room)  # type: ignore[arg-type]
+        self._values = _beside(self.values, other.values, length=length, room=room)  # type: ignore[arg-type]
         self._show(length)
 
     def _show(self, length: int) -> None:
@@ -179,19 +180,19 @@ class Growing:
             self._cache = DynamicCache()
             return
         places = torch.tensor(kept, device=self._mask.device)
-        self._cache.batch_select_indices(places)
-        self._ids, self._positions, self._mask = self._ids[places], self._positions[places], self._mask[places]
+        mask = self._mask[places]
+        skip = int(mask.any(dim=0).nonzero()[0])
+        for layer in self._cache.layers:
+            layer.keep(places, skip=skip)  # type: ignore[attr-defined]
+        self._ids, self._positions, self._mask = self._ids[places], self._positions[places], mask[:, skip:]
 
     def _lay_beside(self, new: Growing) -> None:
         rows = [*self.rows, *new.rows]
         room = max(row.most - len(row.said) for row in rows)
-        # The mask is one longer than the cache: it already has the token that is read next.
-        skip = int(self._mask.any(dim=0).nonzero()[0])
         for mine, other in zip(self._cache.layers, new._cache.layers, strict=True):
-            mine.join(other, skip=skip, room=room)  # type: ignore[attr-defined,arg-type]
-        old = self._mask[:, skip:]
-        length = max(old.shape[1], new._mask.shape[1])
-        self._mask = torch.cat([_widened(old, length), _widened(new._mask, length)])
+            mine.join(other, room=room)  # type: ignore[attr-defined,arg-type]
+        length = max(self._mask.shape[1], new._mask.shape[1])
+        self._mask = torch.cat([_widened(self._mask, length), _widened(new._mask, length)])
         self._ids = torch.cat([self._ids, new._ids])
         self._positions = torch.cat([self._positions, new._positions])
         self.rows = rows
