@@ -33,7 +33,8 @@ class Answerer:
     images: "given", or "grey" for the blind control, which sees every image as a uniform grey of its size. precision:
     "fp32" (as the weights are) or "bf16" (autocast). device: the GPU by default where there is one. batch_size: questions
     that are answered at once; an image is read once for all of them, and remembered for the next ones. knock_out: what is
-    switched off, such as "dinov2" or "clip:1-8" (see `CommVisionModel.forward`).
+    switched off, such as "dinov2" or "clip:1-8" (see `CommVisionModel.forward`). longest: tokens of a prompt and its answer;
+    None for a language model that states no length.
     """
 
     def __init__(
@@ -50,12 +51,14 @@ class Answerer:
         self.model: CommForConditionalGeneration = model.to(self.device)  # type: ignore[arg-type]
         self.batch_size, self.images, self.precision, self.knock_out = batch_size, images, precision, knock_out
         self.model.model.vision_tower.off(knock_out)  # a slip is told before anything is asked
+        stated = self.model.config.text_config.to_dict().get("max_position_embeddings")  # type: ignore[union-attr]
+        self.longest = None if stated is None else int(stated)
         shown = self.processor.image_processor
         self.collator = Collator(
             self.processor.tokenizer,
             GreyImages(shown) if images == "grey" else shown,
             self.model.config.num_image_tokens,
-            max_length=_room(self.model, max_new_tokens),
+            max_length=None if self.longest is None else max(1, self.longest - max_new_tokens),
             geometry=shown.geometry,
         )
         pad: Any = self.processor.tokenizer.pad_token_id
@@ -123,9 +126,3 @@ class Answerer:
             ]
             said = self.decoder(prompts)
         return [text.strip() for text in self.processor.tokenizer.batch_decode(said, skip_special_tokens=True)]
-
-
-def _room(model: CommForConditionalGeneration, max_new_tokens: int) -> int | None:
-    """The longest prompt that leaves room for the answer; None for a language model that states no length."""
-    stated = model.config.text_config.to_dict().get("max_position_embeddings")  # type: ignore[union-attr]
-    return None if stated is None else max(1, int(stated) - max_new_tokens)

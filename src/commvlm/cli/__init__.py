@@ -15,6 +15,7 @@ from .microworld import add_microworld
 from .model import add_build, add_compare, add_import, add_inspect, add_recipes
 from .receipts import add_receipts, add_rescore
 from .score import add_score
+from .serve import add_serve
 from .train import add_quickstart, add_train
 
 COMMANDS = (
@@ -29,6 +30,7 @@ COMMANDS = (
     add_rescore,
     add_receipts,
     add_chat,
+    add_serve,
     add_data,
     add_microworld,
     add_quickstart,
