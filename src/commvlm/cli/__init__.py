@@ -11,6 +11,7 @@ from .chat import add_chat
 from .command import Parser
 from .data import add_data
 from .evaluate import add_evaluate
+from .export import add_export
 from .microworld import add_microworld
 from .model import add_build, add_compare, add_import, add_inspect, add_recipes
 from .receipts import add_receipts, add_rescore
@@ -31,6 +32,7 @@ COMMANDS = (
     add_receipts,
     add_chat,
     add_serve,
+    add_export,
     add_data,
     add_microworld,
     add_quickstart,
