@@ -28,14 +28,39 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import psutil
 from openai import AsyncOpenAI
 from PIL import Image
 
 TOKENS = 24
 QUESTIONS = ("Where is the red star? Answer with its box.", "What is left of the blue house?", "Describe the image.")
+
+
+@dataclass
+class Side:
+    """A server of the benchmark, and for each round its requests per second and per second of its own processor time."""
+
+    url: str
+    model: str
+    process: psutil.Process
+    rates: list[float] = field(default_factory=list)
+    cpu_rates: list[float] = field(default_factory=list)
+
+    def round(self, bodies: Sequence[Any], *, clients: int) -> list[str]:
+        """The answers, in order."""
+        start, used = time.perf_counter(), self._used()
+        answers = asyncio.run(_ask(self, bodies, clients))
+        self.rates.append(len(bodies) / (time.perf_counter() - start))
+        self.cpu_rates.append(len(bodies) / (self._used() - used))
+        return answers
+
+    def _used(self) -> float:
+        times = self.process.cpu_times()
+        return times.user + times.system
 
 
 def main() -> None:
@@ -50,27 +75,35 @@ def main() -> None:
         return
     with tempfile.TemporaryDirectory() as folder:
         scenes = _saved(Path(folder))
-        with _server(_ours(folder), "ours") as ours, _server(_theirs(folder), "theirs") as theirs:
-            names = {ours: "model", theirs: f"{folder}/model"}
+        with _server(_ours(folder)) as ours, _server(_theirs(folder)) as theirs:
+            sides = Side(ours[0], "model", ours[1]), Side(theirs[0], f"{folder}/model", theirs[1])
             print(f"answers of {TOKENS} tokens, {os.cpu_count()} cores, medians of {options.rounds} rounds\n")
-            print("clients   transformers serve   commvlm serve   ratio   same answers")
+            print("clients   transformers serve   commvlm serve   ratio   by processor time   same answers")
             numbers = itertools.count()
-            for url, name in names.items():
-                asyncio.run(_round(url, name, _bodies(scenes, numbers, 2), clients=1))  # both warm
+            for side in sides:
+                side.round(_bodies(scenes, numbers, 2), clients=1)  # both warm
             for clients in options.clients:
                 size = max(options.requests, clients) if clients > 1 else max(1, options.requests // 4)
-                rates: dict[str, list[float]] = {ours: [], theirs: []}
-                same = 0.0
-                for turn in range(options.rounds):
-                    bodies = _bodies(scenes, numbers, size)
-                    said = {}
-                    for url in (ours, theirs) if turn % 2 else (theirs, ours):
-                        rate, said[url] = asyncio.run(_round(url, names[url], bodies, clients=clients))
-                        rates[url].append(rate)
-                    same += sum(a.strip() == b.strip() for a, b in zip(*said.values(), strict=True)) / size
-                mine, other = (statistics.median(rates[url]) for url in (ours, theirs))
-                shown = f"{same / options.rounds:.1%}"
-                print(f"{clients:7} {other:16.2f} /s {mine:13.2f} /s {mine / other:6.1f}x {shown:>12}", flush=True)
+                _compare(sides, scenes, numbers, clients=clients, size=size, rounds=options.rounds)
+
+
+def _compare(
+    sides: tuple[Side, Side], scenes: Sequence[Path], numbers: Iterator[int], *, clients: int, size: int, rounds: int
+) -> None:
+    """Prints one line. sides: ours, theirs."""
+    same = 0.0
+    for side in sides:
+        side.rates, side.cpu_rates = [], []
+    for turn in range(rounds):
+        bodies = _bodies(scenes, numbers, size)
+        said = [side.round(bodies, clients=clients) for side in (sides if turn % 2 else sides[::-1])]
+        same += sum(a.strip() == b.strip() for a, b in zip(*said, strict=True)) / size
+    ours, theirs = (statistics.median(side.rates) for side in sides)
+    mine, other = (statistics.median(side.cpu_rates) for side in sides)
+    print(
+        f"{clients:7} {theirs:18.2f} /s {ours:13.2f} /s {ours / theirs:6.1f}x {mine / other:18.1f}x "
+        f"{same / rounds:13.1%}", flush=True,
+    )  # fmt: skip
 
 
 def _saved(folder: Path) -> list[Path]:
@@ -102,20 +135,18 @@ def _bodies(scenes: Sequence[Path], numbers: Iterator[int], size: int) -> list[l
     return bodies
 
 
-async def _round(url: str, model: str, bodies: Sequence[Any], *, clients: int) -> tuple[float, list[str]]:
-    """Requests per second, and the answers in order."""
+async def _ask(side: Side, bodies: Sequence[Any], clients: int) -> list[str]:
     answers = [""] * len(bodies)
     places = iter(range(len(bodies)))
 
     async def client() -> None:
         for place in places:
-            said = await api.chat.completions.create(model=model, messages=bodies[place], max_tokens=TOKENS)
+            said = await api.chat.completions.create(model=side.model, messages=bodies[place], max_tokens=TOKENS)
             answers[place] = said.choices[0].message.content or ""
 
-    async with AsyncOpenAI(base_url=url, api_key="none", max_retries=0, timeout=600) as api:
-        start = time.perf_counter()
+    async with AsyncOpenAI(base_url=side.url, api_key="none", max_retries=0, timeout=600) as api:
         await asyncio.gather(*(client() for _ in range(clients)))
-        return len(bodies) / (time.perf_counter() - start), answers
+    return answers
 
 
 def _ours(folder: str) -> list[str]:
@@ -141,19 +172,18 @@ def _peer(argv: list[str]) -> None:
 
 
 @contextmanager
-def _server(command: list[str], what: str) -> Iterator[str]:
-    """Its base URL, as soon as it says where it listens."""
+def _server(command: list[str]) -> Iterator[tuple[str, psutil.Process]]:
+    """Its base URL, as soon as it says where it listens, and its process."""
     with tempfile.NamedTemporaryFile("w+", suffix=".log") as log:
-        process = subprocess.Popen(
-            command, stdout=log, stderr=subprocess.STDOUT, env={**os.environ, "PYTHONUNBUFFERED": "1"}
-        )
+        env = {**os.environ, "PYTHONUNBUFFERED": "1"}
+        process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT, env=env)
         try:
             end = time.monotonic() + 180
             while not (found := re.search(r"on (http://127\.0\.0\.1:[1-9]\d*)", Path(log.name).read_text())):
                 if process.poll() is not None or time.monotonic() > end:
-                    raise SystemExit(f"{what} did not start:\n{Path(log.name).read_text()[-2000:]}")
+                    raise SystemExit(f"{command[1:4]} did not start:\n{Path(log.name).read_text()[-2000:]}")
                 time.sleep(0.2)
-            yield f"{found[1]}/v1"
+            yield f"{found[1]}/v1", psutil.Process(process.pid)
         finally:
             process.terminate()
             process.wait(30)

@@ -32,22 +32,22 @@ class Answerer:
     images: "given", "grey" for the blind control, or "shuffled", which sees another image (`data.images.OPENERS`). precision:
     "fp32" (as the weights are) or "bf16" (autocast). device: the GPU by default where there is one. batch_size: questions
     that are answered at once; an image is read once for all of them, and remembered for the next ones. knock_out: what is
-    switched off, such as "dinov2" or "clip:1-8" (see `CommVisionModel.forward`). longest: tokens of a prompt and its answer;
-    None for a language model that states no length.
+    switched off, such as "dinov2" or "clip:1-8" (see `CommVisionModel.forward`). bits: see `load_checkpoint`.
+    longest: tokens of a prompt and its answer; None for a language model that states no length.
     """
 
     def __init__(
         self, checkpoint: Path | str, *, max_new_tokens: int = 64, batch_size: int = 32, images: str = "given",
-        precision: str = "fp32", device: str | None = None, knock_out: str = "",
+        precision: str = "fp32", device: str | None = None, knock_out: str = "", bits: int | None = None,
     ) -> None:  # fmt: skip
         for value, valid, what in ((images, OPENERS, "images"), (precision, PRECISIONS, "precision")):
             if value not in valid:
                 raise ValueError(f"{what} is {value!r}; valid: {', '.join(valid)}")
         if max_new_tokens < 1 or batch_size < 1:
             raise ValueError(f"max_new_tokens and batch_size must be positive, got {max_new_tokens} and {batch_size}")
-        model, self.processor = load_checkpoint(checkpoint)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model: CommForConditionalGeneration = model.to(self.device)  # type: ignore[arg-type]
+        model, self.processor = load_checkpoint(checkpoint, bits=bits, device=str(self.device))
+        self.model: CommForConditionalGeneration = model if bits else model.to(self.device)  # type: ignore[arg-type,assignment]
         self.batch_size, self.images, self.precision, self.knock_out = batch_size, images, precision, knock_out
         self.model.model.vision_tower.off(knock_out)  # a slip is told before anything is asked
         stated = self.model.config.text_config.to_dict().get("max_position_embeddings")  # type: ignore[union-attr]

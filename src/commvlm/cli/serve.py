@@ -25,6 +25,9 @@ def add_serve(commands: argparse._SubParsersAction) -> None:
         "--api-key", help="what clients must send; better in the environment, as COMMVLM_API_KEY. None asks for none"
     )
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"), help="bf16 is autocast")
+    parser.add_argument(
+        "--bits", type=int, choices=(8, 4), help="of the language model's linear layers, through bitsandbytes"
+    )
     parser.add_argument("--device", help="cuda, cuda:1, cpu; the GPU by default where there is one")
     parser.add_argument("--max-tokens", type=count, default=256, help="of an answer")
     parser.add_argument("--max-batch", type=count, default=32, help="answers that grow at once")
@@ -52,4 +55,6 @@ def _serve(options: argparse.Namespace) -> None:
     )  # fmt: skip
     key = options.api_key or os.environ.get("COMMVLM_API_KEY") or None
     place = Place(host=options.host, port=options.port, name=options.name, key=key, limits=limits)
-    serve(options.checkpoint, place, precision=options.precision, device=options.device)
+    serve(
+        options.checkpoint, place, precision=options.precision, device=options.device, bits=options.bits
+    )  # fmt: skip

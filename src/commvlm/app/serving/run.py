@@ -28,12 +28,15 @@ class Place:
     limits: Limits = field(default_factory=Limits)
 
 
-def serve(checkpoint: Path, place: Place, *, precision: str = "fp32", device: str | None = None) -> None:
-    """Returns when it is interrupted. Raises ValueError for what is no checkpoint, OSError for a port that is taken."""
+def serve(
+    checkpoint: Path, place: Place, *, precision: str = "fp32", device: str | None = None, bits: int | None = None
+) -> None:
+    """Returns when it is interrupted. precision, device, bits: see `Answerer`. Raises ValueError for what is no checkpoint,
+    and for an address that cannot be listened on."""
     folder = resolve_checkpoint(checkpoint)
     name = place.name or checkpoint.resolve().name
     with _listening(place) as listening:
-        answerer = Answerer(folder, precision=precision, device=device)
+        answerer = Answerer(folder, precision=precision, device=device, bits=bits)
         host, port = listening.getsockname()[:2]
         if place.host not in LOOPBACK and place.key is None:
             print("warning: without --api-key, whoever reaches this address may ask", file=sys.stderr)
