@@ -23,8 +23,8 @@ from commvlm.cli import main
 COMMANDS = [
     "inspect", "build", "train", "evaluate", "chat", "microworld", "microworld write", "microworld pretrain",
     "microworld card", "quickstart", "score", "score pope", "score mme", "score vqa", "score caption", "score rec",
-    "score reg", "rescore", "receipts", "receipts diff", "probe", "probe layers", "probe report",
-    "probe simmap", "probe pca", "probe advise", "probe features",
+    "score reg", "rescore", "receipts", "receipts diff", "probe", "probe layers", "probe report", "probe simmap",
+    "probe pca", "probe advise", "probe features", "serve", "export", "study",
 ]  # fmt: skip
 
 

@@ -11,7 +11,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..probe.curves import Point, Probe
 from ..probe.tasks import TITLES
-from .charts import COLORS, LINES, STYLE, as_svg
+from .charts import COLORS, LINES, STYLE, svg
 
 MORE = (*COLORS, "#CC79A7", "#56B4E9", "#E69F00")
 MARKS = ("o", "s", "^", "D", "v", "P", "X")
@@ -41,7 +41,7 @@ def curves_chart(probe: Probe, head: str, metric: str) -> str:
         panel.set_xlim(0.7, deepest + 0.3)
         handles = panel.get_legend_handles_labels()
         figure.legend(*handles, loc="outside lower center", ncols=2, handlelength=3, fontsize=9)
-    return as_svg(figure, f"{TITLES[metric]} by layer, {head} head, one line for each encoder, with controls")
+    return svg(figure, f"{TITLES[metric]} by layer, {head} head, one line for each encoder, with controls")
 
 
 def _line(panel: Any, curve: Mapping[int, Point], **look: Any) -> None:
