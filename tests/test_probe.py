@@ -24,7 +24,7 @@ from commvlm.model.frozen import open_frozen
 from commvlm.model.merges import MERGES
 from commvlm.model.spec import EncoderSpec
 from commvlm.probe import fitting, maps, tasks
-from commvlm.probe.advise import Trained, advise, agreement, costs
+from commvlm.probe.advise import advise, agreement, costs
 from commvlm.probe.curves import Point, Probe, _point, best, layer_shift, spearman
 from commvlm.probe.findings import findings, highest
 from commvlm.probe.heads import new_head
@@ -32,6 +32,7 @@ from commvlm.probe.problem import Picture, Problem, Thing, patch_centers, truth_
 from commvlm.probe.refer import refer_problem, words_of
 from commvlm.probe.run import Settings, run_probe
 from commvlm.probe.tasks import Effort, Material
+from commvlm.probe.trained import Trained, read_trained
 from commvlm.train.assemble import located
 
 WORDS = ("star", "cup", "red")
@@ -399,6 +400,24 @@ class TestRun:
             (tmp_path / "runs.json").write_text(json.dumps(broken))
             assert main(["probe", "advise", str(finished), "--trained", str(tmp_path / "runs.json")]) == 2
             assert said in capsys.readouterr().err
+
+
+def test_a_studys_results_are_read_by_the_probes_names(tmp_path):
+    rows = {
+        "clip 5": {"seeds": 3, "rec": [28.1, 26.14, 30.06], "pope": [55.0, 54.0, 56.0], "vqa": [1.0, 0.0, 2.0]},
+        "clip last": {"seeds": 3, "rec": [26.3, 26.3, 26.3]},
+        "clip lln-layerscale all": {"seeds": 3, "reg": [120.0, 110.0, 130.0]},
+        "clip+dinov2 comm": {"seeds": 3, "rec": [30.0, 29.0, 31.0]},
+        "comm": {"seeds": 3, "rec": [30.0, 29.0, 31.0]},
+        "siglip 3": {"seeds": 3, "rec": [1.0, 0.0, 2.0]},
+    }
+    (tmp_path / "results.json").write_text(json.dumps({"rows": rows, "scale": "quick"}))
+    found = read_trained(tmp_path / "results.json", {"clip": 8, "dinov2": 8})
+    assert [(t.encoder, t.place, t.scores) for t in found["rec"]] == [("clip", "5", (0.281,)), ("clip", "8", (0.263,))]
+    assert found["rec"][0].error == pytest.approx(0.01)
+    assert [t.place for t in found["presence"]] == ["5"]
+    assert [t.place for t in found["region"]] == ["lln-layerscale(all)"]
+    assert set(found) == {"rec", "presence", "region"}
 
 
 def refer_line(image: str, expression: str, box: Sequence[float]) -> str:

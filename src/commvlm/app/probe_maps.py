@@ -55,7 +55,7 @@ def draw_maps(
                 panel.set_title(f"{source.name}, layer {layer}", fontsize=10)
                 _map(panel, tokens[layer], source, patch)
         if at is not None:
-            said = "cosine with the marked patch, from lowest to highest"
+            said = "cosine, low to high"
             figure.colorbar(_scale(), ax=panels, fraction=0.03, label=said, ticks=[])
         part = out.with_suffix(".part")
         out.parent.mkdir(parents=True, exist_ok=True)

@@ -12,10 +12,11 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from ..model.storage import write_text
-from ..probe.advise import Agreement, advise, agreement, place_name, read_trained, said, scores_of, shown
+from ..probe.advise import Agreement, advise, agreement, place_name, said, scores_of, shown
 from ..probe.curves import Probe
 from ..probe.findings import as_markdown, findings
 from ..probe.tasks import METRICS, TITLES
+from ..probe.trained import read_trained
 from .probe_charts import curves_chart
 
 TRAINED = "trained.json"
@@ -63,7 +64,8 @@ def write_probe_report(out: Path) -> Path:
 def agreements(probe: Probe, trained: Path, *, head: str = "mlp") -> dict[str, Agreement]:
     """Task -> how well the probe ranked what was trained. Raises ValueError for a task that is none of the probe's."""
     found = {}
-    for task, models in read_trained(trained).items():
+    depths = {name: probe.sources[name]["depth"] for name in probe.encoders()}
+    for task, models in read_trained(trained, depths).items():
         if task not in METRICS:
             raise ValueError(f"{trained}: there is no task {task!r}; tasks: {', '.join(METRICS)}")
         found[task] = agreement(scores_of(probe, METRICS[task][0], head=head), models)

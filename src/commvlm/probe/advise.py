@@ -3,11 +3,9 @@ whether probes foretell what trained models score."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ from ..model.layers import parse_layers
 from ..model.spec import EncoderSpec, vision_config
 from .curves import Interval, Point, Probe, spearman
 from .tasks import METRICS, TITLES
+from .trained import Trained
 
 MERGE_OF = {
     "mean(half)": ("half", "mean"), "mean(all)": ("all", "mean"), "lln-layerscale(all)": ("all", "lln-layerscale"),
@@ -147,39 +146,6 @@ def place_name(place: str) -> str:
 def shown(interval: Interval) -> str:
     """ "91.6 [90.8, 92.5]", in percent."""
     return f"{100 * interval.value:.1f} [{100 * interval.low:.1f}, {100 * interval.high:.1f}]"
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a trained model scored. encoder, place: as in the probe (a layer's number as text, or a merge's name). scores
-    (S,): of each training seed, as shares. error: standard error of one of them over test images, 0 where it is not known."""
-
-    encoder: str
-    place: str
-    scores: tuple[float, ...]
-    error: float = 0.0
-
-
-def read_trained(path: Path) -> dict[str, list[Trained]]:
-    """Task -> trained models, from JSON: [{"task", "encoder", "place", "scores": [...], "error"?}]. Raises ValueError with
-    the entry's number."""
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, json.JSONDecodeError) as error:
-        raise ValueError(f"{path}: is no JSON file ({error})") from error
-    found: dict[str, list[Trained]] = {}
-    if not isinstance(rows, list) or not rows:
-        raise ValueError(f"{path}: must be a list of trained models")
-    for number, row in enumerate(rows, 1):
-        try:
-            scores = tuple(float(score) for score in row["scores"])
-            entry = Trained(str(row["encoder"]), str(row["place"]), scores, float(row.get("error", 0.0)))
-            found.setdefault(str(row["task"]), []).append(entry)
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path}: entry {number} needs task, encoder, place and scores ({error!r})") from error
-        if not scores or not all(0 <= score <= 1 for score in scores):
-            raise ValueError(f"{path}: entry {number} has scores {list(scores)}; give shares from 0 to 1")
-    return found
 
 
 @dataclass(frozen=True)
