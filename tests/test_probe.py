@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from commvlm.app import probing
+from commvlm.app.probe_report import write_into
 from commvlm.cli import main
 from commvlm.data.boxes import box_iou
 from commvlm.data.geometry import PadSquare
@@ -355,7 +356,7 @@ class TestRun:
         with pytest.raises(ValueError, match="two encoders are called 'clip'"):
             run_probe(problem, probing.encoder_specs(["clip", "clip"]), tmp_path / "two", settings=SMALL)
 
-    def test_the_page_and_the_findings(self, finished):
+    def test_the_page_and_the_findings(self, finished, tmp_path):
         page = (finished / "report.html").read_text()
         assert page.count("<svg") == 4
         assert "data:image/png;base64" in page
@@ -363,7 +364,16 @@ class TestRun:
         rows = findings(Probe(finished))
         assert {row.finding for row in rows} == {"control", "F1", "F2", "F3", "F4"}
         assert all(row.verdict == "not read" for row in rows if row.finding in ("F2", "F4"))
-        assert "| F1 |" in (finished / "findings.md").read_text()
+        told = (finished / "findings.md").read_text()
+        assert "| F1 |" in told
+        page = tmp_path / "page.md"
+        page.write_text("# Mine\n<!-- probe: begin -->\nold\n<!-- probe: end -->\nafter\n")
+        write_into(page, finished)
+        write_into(page, finished)
+        assert page.read_text() == f"# Mine\n<!-- probe: begin -->\n{told}<!-- probe: end -->\nafter\n"
+        page.write_text("no marks")
+        with pytest.raises(ValueError, match="needs the lines"):
+            write_into(page, finished)
 
     def test_advice_is_the_cheapest_that_is_not_told_from_the_best_and_can_be_inspected(
         self, finished, tmp_path, capsys

@@ -61,6 +61,19 @@ def write_probe_report(out: Path) -> Path:
     return out / "report.html"
 
 
+def write_into(page: Path, out: Path) -> None:
+    """Puts OUT's findings between the two marks of a Markdown page, in place of what is there. Raises ValueError without
+    them."""
+    begin, end = (f"<!-- probe: {word} -->\n" for word in ("begin", "end"))
+    text = page.read_text(encoding="utf-8")
+    if text.count(begin) != 1 or text.count(end) != 1:
+        raise ValueError(f"{page}: needs the lines {begin.strip()} and {end.strip()}, between which the findings go")
+    head, _, rest = text.partition(begin)
+    part = page.with_suffix(".part")
+    part.write_text(f"{head}{begin}{as_markdown(Probe(out))}{end}{rest.partition(end)[2]}", encoding="utf-8")
+    os.replace(part, page)
+
+
 def agreements(probe: Probe, trained: Path, *, head: str = "mlp") -> dict[str, Agreement]:
     """Task -> how well the probe ranked what was trained. Raises ValueError for a task that is none of the probe's."""
     found = {}

@@ -102,14 +102,17 @@ def _layers(options: argparse.Namespace) -> None:
 def _add_report(inner: argparse._SubParsersAction) -> None:
     parser = add_command(
         inner, "report", _report, "the page and findings.md again, from a probe's results",
-        "  commvlm probe report runs/probe",
+        "  commvlm probe report runs/probe --into docs/findings.md",
     )  # fmt: skip
     parser.add_argument("out", type=Path, metavar="OUT", help="a probe's folder")
+    parser.add_argument("--into", type=Path, help="a Markdown page between whose marks the findings are put, too")
 
 
 def _report(options: argparse.Namespace) -> None:
-    from ..app.probe_report import write_probe_report
+    from ..app.probe_report import write_into, write_probe_report
 
+    if options.into is not None:
+        write_into(options.into, options.out)
     print(f"the page is {write_probe_report(options.out)}")
 
 
