@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check encoders clean
+.PHONY: help setup demo test test-slow test-browser check docs notebooks encoders clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -41,6 +41,11 @@ test: $(READY) ## the default tests, on two cores
 
 test-slow: $(READY) ## the tests of minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -q
+
+# Chromium itself is the system's; CHROMIUM=/path/to/it where it is not on the PATH.
+test-browser: $(READY) ## the web demo, driven in headless Chromium
+	$(BIN)/python -m pip install --quiet -e ".[browser]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser -q -rs
 
 check: $(READY) ## ruff and pyright
 	$(BIN)/ruff check .

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..data.collate import Collator
 from ..data.example import Example
+from ..data.geometry import GEOMETRIES, View
 from ..data.images import GreyImages, open_image
 from ..model import CommForConditionalGeneration
 from .checkpoint import load_checkpoint, resolve_checkpoint
@@ -61,7 +62,7 @@ class Answerer:
         )
         pad: Any = self.processor.tokenizer.pad_token_id
         self.decoder = Decoder(self.model, max_new_tokens=max_new_tokens, pad=0 if pad is None else int(pad))
-        self._remembered: OrderedDict[Path, Tensor] = OrderedDict()
+        self._remembered: OrderedDict[tuple[Path, str], Tensor] = OrderedDict()
 
     def __call__(self, examples: Sequence[Example]) -> list[str]:
         """Texts in the examples' order. Raises ValueError with the example's id for what cannot be asked."""
@@ -82,35 +83,70 @@ class Answerer:
         """Reads every image anew from here on."""
         self._remembered.clear()
 
-    @torch.inference_mode()
+    def view(self, width: int, height: int) -> View:
+        """What is shown of an image of that size, in which the boxes of a text are to be read."""
+        return GEOMETRIES[self.collator.geometry](width, height)
+
+    def stream(self, example: Example, *, knock_out: str | None = None) -> Iterator[str]:
+        """The answer to one example as it grows: all of it so far, each time that it has become longer; the last one is what
+        `__call__` gives. knock_out: what is switched off for this one, in place of the answerer's own."""
+        steps = self._steps([example], self.knock_out if knock_out is None else knock_out)
+        said, shown = list[int](), None
+        while True:
+            with self._autocast():  # never held while somebody else's code runs, maybe in another thread
+                step = next(steps, None)
+            said += [] if step is None else step.get(0, [])
+            text = self._texts([said])[0]
+            if step is not None:  # half a character reads as U+FFFD until its other bytes have come
+                text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+            if text != shown:
+                yield text
+            if step is None:
+                return
+            shown = text
+
     def _answer(self, examples: Sequence[Example]) -> list[str]:
-        autocast = torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+        answers: list[list[int]] = [[] for _ in examples]
+        with self._autocast():
+            for step in self._steps(examples, self.knock_out):
+                for place, ids in step.items():
+                    answers[place] += ids
+        return self._texts(answers)
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
+    def _texts(self, answers: Sequence[Sequence[int]]) -> list[str]:
+        return [text.strip() for text in self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+
+    @torch.inference_mode()
+    def _steps(self, examples: Sequence[Example], knock_out: str) -> Iterator[dict[int, list[int]]]:
+        """See `Decoder.steps`."""
         images = {path: open_image(path) for path in dict.fromkeys(e.image for e in examples if e.image is not None)}
         rows = self.collator.prompts(examples, images)
-        with autocast:
-            tokens = self._visual_tokens(images)
-            prompts = [
-                Prompt(torch.from_numpy(row), example.image, None if example.image is None else tokens[example.image])
-                for row, example in zip(rows, examples, strict=True)
-            ]
-            said = self.decoder(prompts)
-        return [text.strip() for text in self.processor.tokenizer.batch_decode(said, skip_special_tokens=True)]
+        tokens = self._visual_tokens(images, knock_out)
+        prompts = [
+            Prompt(torch.from_numpy(row), example.image, None if example.image is None else tokens[example.image])
+            for row, example in zip(rows, examples, strict=True)
+        ]
+        yield from self.decoder.steps(prompts)
 
-    def _visual_tokens(self, images: Mapping[Path, Image.Image]) -> dict[Path, Tensor]:
+    def _visual_tokens(self, images: Mapping[Path, Image.Image], knock_out: str) -> dict[Path, Tensor]:
         """(N, hidden) of every image: read together, those apart that an earlier batch has read."""
-        new = [path for path in images if path not in self._remembered]
-        found = {path: self._remembered[path] for path in images if path in self._remembered}
+        known = self._remembered
+        new = [path for path in images if (path, knock_out) not in known]
+        found = {path: known[path, knock_out] for path in images if (path, knock_out) in known}
         if new:
             pixels = self.collator.image_processor(images=[images[path] for path in new], return_tensors="pt")
             read: Any = self.model.get_image_features(
-                pixels["pixel_values"].to(self.device), knock_out=self.knock_out, return_dict=True
+                pixels["pixel_values"].to(self.device), knock_out=knock_out, return_dict=True
             )
             found |= dict(zip(new, read.pooler_output, strict=True))
         for path in images:
-            self._remembered[path] = found[path]
-            self._remembered.move_to_end(path)
-        while sum(tokens.nbytes for tokens in self._remembered.values()) > REMEMBERED:
-            self._remembered.popitem(last=False)
+            known[path, knock_out] = found[path]
+            known.move_to_end((path, knock_out))
+        while sum(tokens.nbytes for tokens in known.values()) > REMEMBERED:
+            known.popitem(last=False)
         return found
 
 

@@ -17,7 +17,7 @@ at a time.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -97,12 +97,27 @@ class Decoder:
         listed = [] if found is None else [found] if isinstance(found, int) else list(found)
         return torch.tensor(listed, dtype=torch.long, device=self.device)
 
-    @torch.inference_mode()
     def __call__(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Answers in the prompts' order, their end token left out. All prompts are one batch."""
+        answers: list[list[int]] = [[] for _ in prompts]
+        for step in self.steps(prompts):
+            for row, ids in step.items():
+                answers[row] += ids
+        return answers
+
+    @torch.inference_mode()
+    def steps(self, prompts: Sequence[Prompt]) -> Iterator[dict[int, list[int]]]:
+        """The same answers as they grow: at each step, the prompts' places that go on and their new ids. Where whole prompts
+        go through `generate`, all is one step."""
         length = self._shared(prompts) if self.shares_prefixes else 0
-        if not length:
-            return self._whole(prompts)
+        cache = self._prefixes(prompts, length) if length else None
+        if cache is None:
+            yield dict(enumerate(self._whole(prompts)))
+        else:
+            yield from self._grow(cache, [prompt.ids[length:].to(self.device) for prompt in prompts], length)
+
+    def _prefixes(self, prompts: Sequence[Prompt], length: int) -> Cache | None:
+        """Keys and values of the first `length` ids, a row a prompt, read once an image. None for a cache of another kind."""
         images = list(dict.fromkeys(prompt.image for prompt in prompts))
         shown = [next(p.features for p in prompts if p.image == image) for image in images]
         read = self.model.model(
@@ -111,14 +126,13 @@ class Decoder:
         )  # fmt: skip
         if not _plain(read.past_key_values):
             self.shares_prefixes = False
-            return self._whole(prompts)
-        rests = [prompt.ids[length:].to(self.device) for prompt in prompts]
+            return None
         rows = torch.tensor([images.index(prompt.image) for prompt in prompts], device=self.device)
-        room = max(map(len, rests)) + self.max_new_tokens
+        room = max(len(prompt.ids) for prompt in prompts) - length + self.max_new_tokens
         cache = DynamicCache()
         for layer in read.past_key_values.layers:
             cache.layers.append(RoomyLayer(layer.keys, layer.values, rows=rows, room=room))
-        return self._grow(cache, rests, length)
+        return cache
 
     def _shared(self, prompts: Sequence[Prompt]) -> int:
         """How many ids all prompts begin with, every image among them and one id of each left; 0 where they do not."""
@@ -136,12 +150,12 @@ class Decoder:
         shown = [tokens for tokens in features if tokens is not None]
         return {"mm_encoder_outputs": {"image": _Features(shown)}} if shown else {}
 
-    def _grow(self, cache: Cache, rests: Sequence[Tensor], length: int) -> list[list[int]]:
-        """Reads the rests behind a prefix of `length`, then a token a row and step. -> answers in the rests' order."""
+    def _grow(self, cache: Cache, rests: Sequence[Tensor], length: int) -> Iterator[dict[int, list[int]]]:
+        """Reads the rests behind a prefix of `length`, then a token a row and step: the rows that go on, and theirs."""
         ids, mask = _left_padded(rests, self.pad)
         mask = torch.cat([mask.new_ones(len(rests), length), mask], dim=1)
         positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, length:]
-        alive, answers = list(range(len(rests))), [[] for _ in rests]
+        alive = list(range(len(rests)))
         ends, never = self._ids("eos_token_id"), self._ids("suppress_tokens")
         for step in range(self.max_new_tokens):
             logits = self.model(
@@ -150,19 +164,17 @@ class Decoder:
             ).logits  # fmt: skip
             token = logits[:, -1].index_fill(-1, never, -torch.inf).argmax(dim=-1)
             goes_on = ~torch.isin(token, ends)
-            for row, said, on in zip(alive, token.tolist(), goes_on.tolist(), strict=True):
-                if on:
-                    answers[row].append(said)
+            said = zip(alive, token.tolist(), goes_on.tolist(), strict=True)
+            yield {row: [id_] for row, id_, on in said if on}
             kept = goes_on.nonzero()[:, 0]
             if step + 1 == self.max_new_tokens or not len(kept):
-                break
+                return
             if len(kept) < len(alive):
                 cache.batch_select_indices(kept)
                 token, mask, positions = token[kept], mask[kept], positions[kept]
                 alive = [alive[row] for row in kept.tolist()]
             ids, positions = token[:, None], positions[:, -1:] + 1
             mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        return answers
 
     def _whole(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Left-padded whole prompts through the library's `generate`."""

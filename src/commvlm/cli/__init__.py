@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from .chat import add_chat
 from .command import Parser
 from .data import add_data
+from .demo import add_demo
 from .evaluate import add_evaluate
 from .microworld import add_microworld
 from .model import add_build, add_compare, add_import, add_inspect, add_recipes
@@ -29,6 +30,7 @@ COMMANDS = (
     add_rescore,
     add_receipts,
     add_chat,
+    add_demo,
     add_data,
     add_microworld,
     add_quickstart,
