@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
+import sys
 from pathlib import Path
 
 os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported, which is below
@@ -80,8 +82,10 @@ def serve(
     """Serves the demo of a checkpoint until it is interrupted (or at once returns the running page, with block False).
 
     history: how many former turns go with a question; None is what the checkpoint was trained for. Raises ValueError for a
-    folder that is no checkpoint, OSError for a port that is taken.
+    folder that is no checkpoint and for a port that is taken.
     """
+    _check_port(host, port)
+    print(f"loading {checkpoint}", file=sys.stderr, flush=True)
     if history is None:
         history = history_of(checkpoint)
     answerer = Answerer(checkpoint, max_new_tokens=max_new_tokens)
@@ -100,3 +104,14 @@ def serve(
     if block:
         page.block_thread()
     return page
+
+
+def _check_port(host: str, port: int) -> None:
+    """Raises ValueError where nobody can listen, before anything is loaded."""
+    try:
+        family, kind, *_, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind) as door:
+            door.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            door.bind(address)
+    except (OSError, OverflowError) as error:
+        raise ValueError(f"{host}:{port} cannot be listened at ({error}); choose another --port or --host") from error
