@@ -16,14 +16,13 @@ from torch import Tensor
 from ..data.collate import Collator
 from ..data.example import Example
 from ..data.geometry import GEOMETRIES, View
-from ..data.images import GreyImages, open_image
+from ..data.images import OPENERS
 from ..model import CommForConditionalGeneration
 from .checkpoint import load_checkpoint, resolve_checkpoint
 from .decoding import Decoder, Prompt
 
 __all__ = ["Answerer", "load_checkpoint", "resolve_checkpoint"]
 
-IMAGES = ("given", "grey")
 PRECISIONS = ("fp32", "bf16")
 REMEMBERED = 512 * 2**20
 """Bytes of visual tokens that are kept, so that an image is not read again for the next batch or task."""
@@ -32,7 +31,7 @@ REMEMBERED = 512 * 2**20
 class Answerer:
     """Instructed examples -> the answer to each one's last turn, greedily decoded.
 
-    images: "given", or "grey" for the blind control, which sees every image as a uniform grey of its size. precision:
+    images: "given", "grey" for the blind control, or "shuffled", which sees another image (`data.images.OPENERS`). precision:
     "fp32" (as the weights are) or "bf16" (autocast). device: the GPU by default where there is one. batch_size: questions
     that are answered at once; an image is read once for all of them, and remembered for the next ones. knock_out: what is
     switched off, such as "dinov2" or "clip:1-8" (see `CommVisionModel.forward`).
@@ -42,7 +41,7 @@ class Answerer:
         self, checkpoint: Path | str, *, max_new_tokens: int = 64, batch_size: int = 32, images: str = "given",
         precision: str = "fp32", device: str | None = None, knock_out: str = "",
     ) -> None:  # fmt: skip
-        for value, valid, what in ((images, IMAGES, "images"), (precision, PRECISIONS, "precision")):
+        for value, valid, what in ((images, OPENERS, "images"), (precision, PRECISIONS, "precision")):
             if value not in valid:
                 raise ValueError(f"{what} is {value!r}; valid: {', '.join(valid)}")
         if max_new_tokens < 1 or batch_size < 1:
@@ -55,10 +54,11 @@ class Answerer:
         shown = self.processor.image_processor
         self.collator = Collator(
             self.processor.tokenizer,
-            GreyImages(shown) if images == "grey" else shown,
+            shown,
             self.model.config.num_image_tokens,
             max_length=_room(self.model, max_new_tokens),
             geometry=shown.geometry,
+            pixels=images,
         )
         pad: Any = self.processor.tokenizer.pad_token_id
         self.decoder = Decoder(self.model, max_new_tokens=max_new_tokens, pad=0 if pad is None else int(pad))
@@ -122,7 +122,7 @@ class Answerer:
     @torch.inference_mode()
     def _steps(self, examples: Sequence[Example], knock_out: str) -> Iterator[dict[int, list[int]]]:
         """See `Decoder.steps`."""
-        images = {path: open_image(path) for path in dict.fromkeys(e.image for e in examples if e.image is not None)}
+        images = self.collator.opened(examples)
         rows = self.collator.prompts(examples, images)
         tokens = self._visual_tokens(images, knock_out)
         prompts = [

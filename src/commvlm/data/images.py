@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import struct
 import zlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
@@ -52,14 +53,31 @@ def open_image(path: Path) -> Image.Image:
         raise ValueError(f"{path}: cannot be decoded, the file is damaged or truncated ({_line(error)})") from error
 
 
-class GreyImages:
-    """An image processor that shows every image as a uniform grey of its size: the blind control."""
+def open_grey(path: Path) -> Image.Image:
+    """A uniform grey of the image's size: the blind control."""
+    return Image.new("RGB", open_image(path).size, (128, 128, 128))
 
-    def __init__(self, processor: Callable[..., Mapping[str, Any]]) -> None:
-        self.processor = processor
 
-    def __call__(self, *, images: Sequence[Image.Image], **kwargs: Any) -> Mapping[str, Any]:
-        return self.processor(images=[Image.new("RGB", image.size, (128, 128, 128)) for image in images], **kwargs)
+def open_another(path: Path) -> Image.Image:
+    """Another image of the same folder at this one's size, always the same one: the control in which what is seen is a true
+    picture and says nothing about the question. Raises ValueError where the folder holds no other."""
+    size = open_image(path).size
+    names = _pictures(path.parent)
+    if len(names) < 2:
+        raise ValueError(f"{path}: its folder holds no other image to show in its place (data.pixels shuffled)")
+    another = names[(names.index(path.name) + max(1, len(names) // 2)) % len(names)]
+    return open_image(path.parent / another).resize(size)
+
+
+@lru_cache(maxsize=64)
+def _pictures(folder: Path) -> tuple[str, ...]:
+    """The folder's image files in an order that has nothing to do with what they show: by a hash of their names."""
+    names = [p.name for p in folder.iterdir() if p.suffix.lower() in (".png", ".jpg", ".jpeg", ".webp", ".bmp")]
+    return tuple(sorted(names, key=lambda name: hashlib.sha256(name.encode()).digest()))
+
+
+OPENERS: dict[str, Callable[[Path], Image.Image]] = {"given": open_image, "grey": open_grey, "shuffled": open_another}
+"""What a model is shown of an image: itself, or what a control shows in its place."""
 
 
 class _Refused(Exception):

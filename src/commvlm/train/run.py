@@ -15,7 +15,6 @@ from transformers import TrainingArguments
 
 from ..data.collate import Collator
 from ..data.example import Example
-from ..data.images import GreyImages
 from ..data.spares import Spares
 from ..model.attention import NAME as SHARED_PREFIX
 from ..model.modeling import CommForConditionalGeneration
@@ -124,11 +123,12 @@ def run_stage(
     images = processor.image_processor
     collator = Collator(
         processor.tokenizer,
-        GreyImages(images) if recipe.data.pixels == "grey" else images,
+        images,
         model.config.num_image_tokens,
         max_length=train.max_length,
         layout="blocks" if train.attention == SHARED_PREFIX else "mask",
         geometry=images.geometry,
+        pixels=recipe.data.pixels,
         spare=None if recipe.data.faults == "refuse" else Spares(mixture, log.with_name(LEFT_OUT)),
     )
     micro = _micro_batch(stage)
