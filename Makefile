@@ -59,5 +59,14 @@ encoders: $(READY) ## pretrain the tiny LM, CLIP and DINOv2 from nothing, and sc
 	  OMP_NUM_THREADS=1 nice $(BIN)/commvlm microworld card $(ENCODERS)/$$part/model || exit; \
 	done
 
+docs: $(READY) ## the docs as a site in site/, links checked
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python -m pytest -q tests/test_docs_pages.py
+
+notebooks: $(READY) ## run the notebooks as they are and keep what they show (half an hour on one slow core)
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m nbconvert --to notebook --execute --inplace docs/notebooks/*.ipynb
+
 clean: ## remove .venv, caches and runs
-	rm -rf .venv .cache runs .pytest_cache .ruff_cache
+	rm -rf .venv .cache runs site .pytest_cache .ruff_cache
