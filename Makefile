@@ -66,7 +66,7 @@ docs: $(READY) ## the docs as a site in site/, links checked
 
 notebooks: $(READY) ## run the notebooks as they are and keep what they show (half an hour on one slow core)
 	$(BIN)/python -m pip install --quiet -e ".[docs]"
-	OMP_NUM_THREADS=1 $(BIN)/python -m nbconvert --to notebook --execute --inplace docs/notebooks/*.ipynb
+	OMP_NUM_THREADS=1 $(BIN)/python docs/notebooks/run.py docs/notebooks/*.ipynb
 
 clean: ## remove .venv, caches and runs
 	rm -rf .venv .cache runs site .pytest_cache .ruff_cache

@@ -124,7 +124,7 @@ class Page:
             )  # fmt: skip
             with gr.Row():
                 self.remembers = gr.Checkbox(
-                    self.history is None, label="send the dialogue so far along", min_width=160
+                    self.history is None, label="with the dialogue so far", min_width=160
                 )
                 self.anew = gr.Button("New dialogue", size="sm", min_width=120)
 
@@ -142,7 +142,7 @@ class Page:
                 gr.CheckboxGroup([(str(layer), f"{name}:{layer}") for layer in layers], label=f"Layers of {name}")
                 for name, layers in self.layers.items()
             ]  # fmt: skip
-            self.again = gr.Button("Ask the last question again without them", variant="primary", elem_id="again")
+            self.again = gr.Button("Ask again without them", variant="primary", elem_id="again")
             self.beside = gr.HTML("", elem_id="beside", apply_default_css=False)
 
     def _events(self, page: gr.Blocks) -> None:
