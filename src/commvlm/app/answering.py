@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..data.collate import Collator
@@ -19,7 +18,7 @@ from ..data.geometry import GEOMETRIES, View
 from ..data.images import OPENERS
 from ..model import CommForConditionalGeneration
 from .checkpoint import load_checkpoint, resolve_checkpoint
-from .decoding import Decoder, Prompt
+from .decoding import Decoder, Prompt, Row
 
 __all__ = ["Answerer", "load_checkpoint", "resolve_checkpoint"]
 
@@ -34,35 +33,38 @@ class Answerer:
     images: "given", "grey" for the blind control, or "shuffled", which sees another image (`data.images.OPENERS`). precision:
     "fp32" (as the weights are) or "bf16" (autocast). device: the GPU by default where there is one. batch_size: questions
     that are answered at once; an image is read once for all of them, and remembered for the next ones. knock_out: what is
-    switched off, such as "dinov2" or "clip:1-8" (see `CommVisionModel.forward`).
+    switched off, such as "dinov2" or "clip:1-8" (see `CommVisionModel.forward`). bits: see `load_checkpoint`.
+    longest: tokens of a prompt and its answer; None for a language model that states no length.
     """
 
     def __init__(
         self, checkpoint: Path | str, *, max_new_tokens: int = 64, batch_size: int = 32, images: str = "given",
-        precision: str = "fp32", device: str | None = None, knock_out: str = "",
+        precision: str = "fp32", device: str | None = None, knock_out: str = "", bits: int | None = None,
     ) -> None:  # fmt: skip
         for value, valid, what in ((images, OPENERS, "images"), (precision, PRECISIONS, "precision")):
             if value not in valid:
                 raise ValueError(f"{what} is {value!r}; valid: {', '.join(valid)}")
         if max_new_tokens < 1 or batch_size < 1:
             raise ValueError(f"max_new_tokens and batch_size must be positive, got {max_new_tokens} and {batch_size}")
-        model, self.processor = load_checkpoint(checkpoint)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model: CommForConditionalGeneration = model.to(self.device)  # type: ignore[arg-type]
+        model, self.processor = load_checkpoint(checkpoint, bits=bits, device=str(self.device))
+        self.model: CommForConditionalGeneration = model if bits else model.to(self.device)  # type: ignore[arg-type,assignment]
         self.batch_size, self.images, self.precision, self.knock_out = batch_size, images, precision, knock_out
         self.model.model.vision_tower.off(knock_out)  # a slip is told before anything is asked
+        stated = self.model.config.text_config.to_dict().get("max_position_embeddings")  # type: ignore[union-attr]
+        self.longest = None if stated is None else int(stated)
         shown = self.processor.image_processor
         self.collator = Collator(
             self.processor.tokenizer,
             shown,
             self.model.config.num_image_tokens,
-            max_length=_room(self.model, max_new_tokens),
+            max_length=None if self.longest is None else max(1, self.longest - max_new_tokens),
             geometry=shown.geometry,
             pixels=images,
         )
         pad: Any = self.processor.tokenizer.pad_token_id
         self.decoder = Decoder(self.model, max_new_tokens=max_new_tokens, pad=0 if pad is None else int(pad))
-        self._remembered: OrderedDict[tuple[Path, str], Tensor] = OrderedDict()
+        self._remembered: OrderedDict[Hashable, Tensor] = OrderedDict()
 
     def __call__(self, examples: Sequence[Example]) -> list[str]:
         """Texts in the examples' order. Raises ValueError with the example's id for what cannot be asked."""
@@ -83,6 +85,10 @@ class Answerer:
         """Reads every image anew from here on."""
         self._remembered.clear()
 
+    def autocast(self) -> AbstractContextManager[Any]:
+        """What the model is asked in, by its precision."""
+        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
+
     def view(self, width: int, height: int) -> View:
         """What is shown of an image of that size, in which the boxes of a text are to be read."""
         return GEOMETRIES[self.collator.geometry](width, height)
@@ -90,67 +96,59 @@ class Answerer:
     def stream(self, example: Example, *, knock_out: str | None = None) -> Iterator[str]:
         """The answer to one example as it grows: all of it so far, each time that it has become longer; the last one is what
         `__call__` gives. knock_out: what is switched off for this one, in place of the answerer's own."""
-        steps = self._steps([example], self.knock_out if knock_out is None else knock_out)
-        said, shown = list[int](), None
+        with self.autocast():  # never held while somebody else's code runs, maybe in another thread
+            (prompt,) = self._prompts([example], self.knock_out if knock_out is None else knock_out)
+            row, growing, shown = Row(prompt, self.decoder.max_new_tokens), self.decoder.start(), None
+            self.decoder.begin(growing, [row])
         while True:
-            with self._autocast():  # never held while somebody else's code runs, maybe in another thread
-                step = next(steps, None)
-            said += [] if step is None else step.get(0, [])
-            text = self._texts([said])[0]
-            if step is not None:  # half a character reads as U+FFFD until its other bytes have come
+            (text,) = self._texts([row.said])
+            if growing.rows:  # half a character reads as U+FFFD until its other bytes have come
                 text = text.rstrip("\N{REPLACEMENT CHARACTER}")
             if text != shown:
                 yield text
-            if step is None:
+            if not growing.rows:
                 return
             shown = text
-
-    def _answer(self, examples: Sequence[Example]) -> list[str]:
-        answers: list[list[int]] = [[] for _ in examples]
-        with self._autocast():
-            for step in self._steps(examples, self.knock_out):
-                for place, ids in step.items():
-                    answers[place] += ids
-        return self._texts(answers)
-
-    def _autocast(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
-
-    def _texts(self, answers: Sequence[Sequence[int]]) -> list[str]:
-        return [text.strip() for text in self.processor.tokenizer.batch_decode(answers, skip_special_tokens=True)]
+            with self.autocast():
+                growing.step()
 
     @torch.inference_mode()
-    def _steps(self, examples: Sequence[Example], knock_out: str) -> Iterator[dict[int, list[int]]]:
-        """See `Decoder.steps`."""
-        images = self.collator.opened(examples)
-        rows = self.collator.prompts(examples, images)
-        tokens = self._visual_tokens(images, knock_out)
-        prompts = [
-            Prompt(torch.from_numpy(row), example.image, None if example.image is None else tokens[example.image])
-            for row, example in zip(rows, examples, strict=True)
-        ]
-        yield from self.decoder.steps(prompts)
-
-    def _visual_tokens(self, images: Mapping[Path, Image.Image], knock_out: str) -> dict[Path, Tensor]:
-        """(N, hidden) of every image: read together, those apart that an earlier batch has read."""
-        known = self._remembered
-        new = [path for path in images if (path, knock_out) not in known]
-        found = {path: known[path, knock_out] for path in images if (path, knock_out) in known}
+    def visual_tokens(
+        self, images: Iterable[Hashable], pixels: Callable[[list[Hashable]], Tensor], *, knock_out: str | None = None
+    ) -> dict[Hashable, Tensor]:
+        """(N, hidden) of every image: read together, those apart that were read before. pixels: (images, P) of some.
+        knock_out: in place of the answerer's own."""
+        off = self.knock_out if knock_out is None else knock_out
+        images, known = list(dict.fromkeys(images)), self._remembered
+        found = {image: known[image, off] for image in images if (image, off) in known}
+        new = [image for image in images if image not in found]
         if new:
-            pixels = self.collator.image_processor(images=[images[path] for path in new], return_tensors="pt")
-            read: Any = self.model.get_image_features(
-                pixels["pixel_values"].to(self.device), knock_out=knock_out, return_dict=True
-            )
+            read: Any = self.model.get_image_features(pixels(new).to(self.device), knock_out=off, return_dict=True)
             found |= dict(zip(new, read.pooler_output, strict=True))
-        for path in images:
-            known[path, knock_out] = found[path]
-            known.move_to_end((path, knock_out))
+        for image in images:
+            known[image, off] = found[image]
+            known.move_to_end((image, off))
         while sum(tokens.nbytes for tokens in known.values()) > REMEMBERED:
             known.popitem(last=False)
         return found
 
+    def _answer(self, examples: Sequence[Example]) -> list[str]:
+        with self.autocast():
+            return self._texts(self.decoder(self._prompts(examples, self.knock_out)))
 
-def _room(model: CommForConditionalGeneration, max_new_tokens: int) -> int | None:
-    """The longest prompt that leaves room for the answer; None for a language model that states no length."""
-    stated = model.config.text_config.to_dict().get("max_position_embeddings")  # type: ignore[union-attr]
-    return None if stated is None else max(1, int(stated) - max_new_tokens)
+    def _texts(self, said: Sequence[Sequence[int]]) -> list[str]:
+        return [text.strip() for text in self.processor.tokenizer.batch_decode(said, skip_special_tokens=True)]
+
+    def _prompts(self, examples: Sequence[Example], knock_out: str) -> list[Prompt]:
+        images = self.collator.opened(examples)
+        rows = self.collator.prompts(examples, images)
+
+        def pixels(new: list[Any]) -> Tensor:
+            shown = [images[path] for path in new]
+            return self.collator.image_processor(images=shown, return_tensors="pt")["pixel_values"]
+
+        tokens = self.visual_tokens(images, pixels, knock_out=knock_out)
+        return [
+            Prompt(torch.from_numpy(row), example.image, None if example.image is None else tokens[example.image])
+            for row, example in zip(rows, examples, strict=True)
+        ]

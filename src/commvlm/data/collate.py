@@ -17,6 +17,7 @@ from .example import Example
 from .geometry import GEOMETRIES, View
 from .images import OPENERS
 from .packing import Batch, block_rows, pack, packed_rows, padded_rows
+from .templates import SYSTEM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,13 +103,16 @@ class Collator:
         batch = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)}
         return batch | self._pixels(examples, images)
 
-    def prompts(self, examples: Sequence[Example], images: Mapping[Path, Image.Image]) -> list[np.ndarray]:
-        """ids (n,) int64 of every example's prompt, not padded. images: those of the examples, opened."""
+    def prompts(
+        self, examples: Sequence[Example], images: Mapping[Path, Image.Image], *, system: str = SYSTEM
+    ) -> list[np.ndarray]:
+        """ids (n,) int64 of every example's prompt, not padded. images: those of the examples, opened. system: the text
+        before the first turn."""
         rows = []
         for example in examples:
             view = self._view(example, images)
             ids = encode_prompt(
-                example, self.tokenizer, image_tokens=self.image_tokens, geometry=view, codec=self.codec
+                example, self.tokenizer, image_tokens=self.image_tokens, geometry=view, codec=self.codec, system=system
             )
             self._check_length(example, len(ids))
             rows.append(ids)

@@ -7,6 +7,7 @@ import struct
 import zlib
 from collections.abc import Callable
 from functools import lru_cache
+from io import BytesIO
 from pathlib import Path
 
 from PIL import Image
@@ -31,11 +32,20 @@ def open_image(path: Path) -> Image.Image:
     """
     if not path.is_file():
         raise ValueError(f"{path}: there is no such image file; check the folder of images and the annotation's name")
+    return _opened(path, name=path, side=MAX_SIDE)
+
+
+def decode_image(data: bytes, *, name: str, side: int = MAX_SIDE) -> Image.Image:
+    """A file's bytes as `open_image` has them. name: what an error calls it. side: the longest that is decoded, in pixels."""
+    return _opened(BytesIO(data), name=name, side=side)
+
+
+def _opened(source: Path | BytesIO, *, name: Path | str, side: int) -> Image.Image:
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            _check_size(path, *image.size)
+        with Image.open(source, formats=FORMATS) as image:
+            _check_size(name, *image.size, side=side)
             if image.mode.startswith(("I", "F")):
-                raise _Refused(f"{path}: has {image.mode} pixels, not 8 bits a channel; convert it first")
+                raise _Refused(f"{name}: has {image.mode} pixels, not 8 bits a channel; convert it first")
             if image.has_transparency_data:
                 white = Image.new("RGBA", image.size, (255, 255, 255, 255))
                 return Image.alpha_composite(white, image.convert("RGBA")).convert("RGB")
@@ -46,11 +56,11 @@ def open_image(path: Path) -> Image.Image:
     except _Refused as error:
         raise ValueError(str(error)) from None
     except Image.DecompressionBombError as error:
-        raise ValueError(f"{path}: too large ({error}); at most {MAX_PIXELS} pixels are read") from error
+        raise ValueError(f"{name}: too large ({error}); at most {MAX_PIXELS} pixels are read") from error
     except Image.UnidentifiedImageError as error:
-        raise ValueError(f"{path}: is no image; {', '.join(FORMATS)} can be read") from error
+        raise ValueError(f"{name}: is no image; {', '.join(FORMATS)} can be read") from error
     except _BROKEN as error:
-        raise ValueError(f"{path}: cannot be decoded, the file is damaged or truncated ({_line(error)})") from error
+        raise ValueError(f"{name}: cannot be decoded, the file is damaged or truncated ({_line(error)})") from error
 
 
 def open_grey(path: Path) -> Image.Image:
@@ -84,11 +94,11 @@ class _Refused(Exception):
     """An image that could be decoded and is not wanted."""
 
 
-def _check_size(path: Path, width: int, height: int) -> None:
+def _check_size(name: Path | str, width: int, height: int, *, side: int) -> None:
     if width * height > MAX_PIXELS:
-        raise _Refused(f"{path}: {width} x {height} pixels are too many, at most {MAX_PIXELS} are read; shrink it")
-    if max(width, height) > MAX_SIDE:
-        raise _Refused(f"{path}: {width} x {height} has a side longer than {MAX_SIDE} pixels; crop or shrink it")
+        raise _Refused(f"{name}: {width} x {height} pixels are too many, at most {MAX_PIXELS} are read; shrink it")
+    if max(width, height) > side:
+        raise _Refused(f"{name}: {width} x {height} has a side longer than {side} pixels; crop or shrink it")
 
 
 def _line(error: BaseException) -> str:

@@ -123,9 +123,7 @@ class Page:
                 max_length=MAX_QUESTION, submit_btn="Ask", elem_id="question",
             )  # fmt: skip
             with gr.Row():
-                self.remembers = gr.Checkbox(
-                    self.history is None, label="with the dialogue so far", min_width=160
-                )
+                self.remembers = gr.Checkbox(self.history is None, label="with the dialogue so far", min_width=160)
                 self.anew = gr.Button("New dialogue", size="sm", min_width=120)
 
     def _panel(self) -> None:
