@@ -12,6 +12,7 @@ os.environ["GRADIO_ANALYTICS_ENABLED"] = "False"  # read when gradio is imported
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 
 import gradio as gr
+from gradio.themes import Base
 from starlette.middleware import Middleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -23,7 +24,6 @@ from .session import MAX_BYTES
 WAITING = 16
 """Questions that may wait for the model; one more is told to come back."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
-FONTS = {"font": ["system-ui", "sans-serif"], "font_mono": ["ui-monospace", "monospace"]}
 POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
     "style-src 'self' 'unsafe-inline'; connect-src 'self' ws: wss: data: blob:; frame-ancestors 'self'; form-action 'self'"
@@ -95,7 +95,8 @@ def serve(
     _, url, _ = page.launch(
         server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, ssr_mode=False,
         mcp_server=False, enable_monitoring=False, run_history=False, pwa=False, footer_links=[], max_file_size=MAX_BYTES,
-        theme=gr.themes.Base(primary_hue="teal", neutral_hue="slate", **FONTS), css=(HERE / "demo.css").read_text("utf-8"),
+        theme=Base(primary_hue="teal", neutral_hue="slate", font=["system-ui"], font_mono=["ui-monospace", "monospace"]),
+        css=(HERE / "demo.css").read_text("utf-8"),
         app_kwargs={"middleware": [Middleware(Bounded)]},
     )  # fmt: skip
     print(f"{url}   Ctrl-C ends it", flush=True)
