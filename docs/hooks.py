@@ -17,9 +17,18 @@ class Plain(griffe.Extension):
             obj.docstring.value = re.sub(r"(`[^`]*`)|\](?=\()", lambda found: found[1] or r"\]", obj.docstring.value)
 
 
+MISSING: set[str] = set()
+"""Pages that the navigation names and that are not there."""
+
+
 def on_config(config: Any) -> Any:
     config["nav"] = _written(config["nav"], Path(config["docs_dir"]))
     return config
+
+
+def on_page_markdown(markdown: str, **given: Any) -> str:
+    """Links to such pages are text until the page is there."""
+    return re.sub(r"\[([^]]+)\]\(([\w/.]+)\)", lambda link: link[1] if link[2] in MISSING else link[0], markdown)
 
 
 def _written(nav: list[Any], docs: Path) -> list[Any]:
@@ -32,4 +41,6 @@ def _written(nav: list[Any], docs: Path) -> list[Any]:
                 kept.append({name: below})
         elif (docs / place).is_file():
             kept.append(entry)
+        else:
+            MISSING.add(place)
     return kept
