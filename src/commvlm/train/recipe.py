@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import resources
@@ -98,9 +98,10 @@ class Data:
 @dataclass(frozen=True)
 class Stage:
     """trains: part -> learning rate; every part that is not named is frozen. Parts: merge, align, project,
-    language_model (encoders are always frozen). batch: images of one update; micro_batch: how many of them at once.
-    weights: source -> weight, in place of the sources' own. mix: one of data.mixes, in place of weights.
-    decay: AdamW's weight decay."""
+    language_model (encoders are always frozen). batch: images of one update, over all processes; micro_batch: at most how
+    many of them at once on one. weights: source -> weight, in place of the sources' own. mix: one of data.mixes, in place
+    of weights. decay: AdamW's weight decay. clip: the gradient's largest norm, 0 for none. spike: a step whose loss is over
+    so many times the last logged mean stops the run, as one that is no number always does."""
 
     name: str
     steps: int
@@ -113,13 +114,15 @@ class Stage:
     mix: str = ""
     decay: float = 0.0
     clip: float = 1.0
+    spike: float | None = None
 
 
 @dataclass(frozen=True)
 class Train:
     """attention: of the language model: "sdpa", "eager", or "shared-prefix" (with data.group > 1). save_every,
     log_every: in steps. visual_scale: size of the visual tokens at the start, as a multiple of the word embeddings'; None
-    leaves the projection as it is initialised."""
+    leaves the projection as it is initialised. engine: how several processes share the work: "ddp" (each has the whole
+    model), "fsdp" (each has a part of every weight)."""
 
     stages: list[Stage] = field(default_factory=list)
     seed: int = 0
@@ -130,6 +133,7 @@ class Train:
     save_every: int = 500
     log_every: int = 10
     keep: int = 2
+    engine: Literal["ddp", "fsdp"] = "ddp"
 
 
 @dataclass(frozen=True)
@@ -269,3 +273,32 @@ def _one_line(error: Exception) -> str:
 def as_yaml(recipe: Recipe) -> str:
     """The recipe with every default written out: `load_recipe` gives the same back."""
     return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True)
+
+
+def difference(was: Recipe, now: Recipe, *, most: int = 8) -> str:
+    """Every key in which two recipes differ, with both values, in one line; items of lists by their names."""
+    found = list(_differences(was, now, ""))
+    more = f"; and {len(found) - most} more" if len(found) > most else ""
+    return "; ".join(found[:most]) + more
+
+
+def _differences(was: Any, now: Any, key: str) -> Iterator[str]:
+    if dataclasses.is_dataclass(was) and dataclasses.is_dataclass(now):
+        for name in fields_of(type(was)):
+            yield from _differences(getattr(was, name), getattr(now, name), f"{key}.{name}" if key else name)
+    elif _names(was) and _names(was) == _names(now):
+        for a, b in zip(was, now, strict=True):
+            yield from _differences(a, b, f"{key}.{a.name}")
+    elif was != now:
+        yield f"{key}: {_short(_names(was) or was)} there, {_short(_names(now) or now)} now"
+
+
+def _names(value: Any) -> list[str]:
+    """The names of a list's items; none of anything else."""
+    named = isinstance(value, list) and all(dataclasses.is_dataclass(item) for item in value)
+    return [item.name for item in value] if named else []
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."
