@@ -17,6 +17,7 @@ from .keys import RecipeError
 from .parallel import hearing, processes, together
 from .parts import check_trained, parts_table, settle_parts
 from .recipe import Recipe, Stage, as_yaml, difference, load_recipe
+from .sharded import gathered
 from .sources import training_examples
 from .stage import LEFT_OUT, STOPPED, run_stage, shared_out
 from .trainer import checkpoints, discard
@@ -91,17 +92,18 @@ def _train(recipe: Recipe, out: Path, weights: str) -> None:
         if first:
             said = parts_table(parts[stage.name])
             print(f"stage {stage.name}: {stage.steps} steps of {stage.batch}\n{said}", flush=True)
-        if not (folder / "model").is_dir():
-            trainer = run_stage(recipe, stage, model, processor, examples, folder, log=out / "log.jsonl")
-            state = trainer.accelerator.get_state_dict(trainer.model) if recipe.train.engine != "ddp" else None
-            with together():
-                if first:
-                    save_whole(folder / "model", model, None, state=state)
-                    for old in checkpoints(folder):
-                        discard(old)
-            if recipe.train.engine == "ddp":
-                continue
-        model = CommForConditionalGeneration.from_pretrained(folder / "model")
+        if (folder / "model").is_dir():
+            model = CommForConditionalGeneration.from_pretrained(folder / "model")
+            continue
+        trainer = run_stage(recipe, stage, model, processor, examples, folder, log=out / "log.jsonl")
+        whole = model if recipe.train.engine == "ddp" else gathered(trainer)
+        with together():
+            if first:
+                save_whole(folder / "model", whole, None)
+                for old in checkpoints(folder):
+                    discard(old)
+        if whole is not model:
+            model = CommForConditionalGeneration.from_pretrained(folder / "model")
     with together():
         if first:
             _finish(recipe, out, model, processor, parts, seconds=time.monotonic() - began)

@@ -52,6 +52,23 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def gathered(trainer: Any) -> CommForConditionalGeneration:
+    """The trained model whole on the first process, without weights on the others; every process must ask."""
+    model: CommForConditionalGeneration = trainer.model
+    state = {}
+    for name, tensor in model.state_dict().items():
+        full = whole(tensor)
+        if trainer.args.process_index == 0:
+            state[name] = full.cpu()
+    with torch.device("meta"):
+        found = CommForConditionalGeneration._from_config(model.config)
+    if state:
+        found.load_state_dict(state, assign=True)
+        found.tie_weights()
+    found.generation_config = model.generation_config
+    return found
+
+
 def layer_weights(model: CommForConditionalGeneration) -> dict[str, dict[int, float]]:
     """`model.layer_weights()`, of a sharded model as well; every process must ask."""
     if not isinstance(model, FSDPModule):

@@ -8,7 +8,6 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from safetensors import SafetensorError
 
@@ -40,16 +39,13 @@ def _is_full(error: Exception) -> bool:
     return "inline_container.cc" in text and "Reader" not in text
 
 
-def save_whole(
-    folder: Path, model: CommForConditionalGeneration, processor: CommProcessor | None, *, state: Any = None
-) -> None:
-    """The model's folder, under a temporary name first. state: its weights, where the model holds a part of them only.
-    Raises OSError when the disk is full."""
+def save_whole(folder: Path, model: CommForConditionalGeneration, processor: CommProcessor | None) -> None:
+    """The model's folder, under a temporary name first. Raises OSError when the disk is full."""
     part = folder.with_name(folder.name + ".part")
     shutil.rmtree(part, ignore_errors=True)
     try:
         with writing(folder):
-            model.save_pretrained(part, state_dict=state)
+            model.save_pretrained(part)
             if processor is not None:
                 processor.save_pretrained(part)
     except BaseException:
