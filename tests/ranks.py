@@ -43,6 +43,20 @@ class Ranks:
         assert not hanging, "a process hangs"
         return [int(process.exitcode or 0) for process in self.processes]
 
+    def stop_others(self, seconds: float = 20) -> list[int]:
+        """As torchrun does when one ends badly: the others are given a while, then told to end. Exit codes."""
+        while all(process.exitcode in (None, 0) for process in self.processes):
+            if all(process.exitcode == 0 for process in self.processes):
+                break
+            self.processes[0].join(0.01)
+            time.sleep(0.01)
+        end = time.monotonic() + seconds
+        for process in self.processes:
+            process.join(max(0.1, end - time.monotonic()))
+            if process.exitcode is None:  # it may be waiting for the dead one to come to the meeting
+                process.terminate()
+        return self.wait(30)
+
     def kill(self, *ranks: int) -> None:
         for rank in ranks:
             self.processes[rank].kill()

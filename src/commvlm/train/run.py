@@ -5,23 +5,27 @@ from __future__ import annotations
 import json
 import shutil
 import time
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..model.attention import NAME as SHARED_PREFIX
-from ..model.modeling import CommForConditionalGeneration
+from ..model.modeling import PARTS, CommForConditionalGeneration
+from .adapters import Adapters, check_bits
 from .assemble import assemble
-from .keys import RecipeError
+from .keys import RecipeError, nearest_key
 from .parallel import hearing, processes, together
 from .parts import check_trained, parts_table, settle_parts
-from .recipe import Recipe, Stage, as_yaml, difference, load_recipe
+from .recipe import Recipe, Stage, Train, as_yaml, difference, load_recipe
 from .sharded import gathered
 from .sources import training_examples
 from .stage import LEFT_OUT, STOPPED, run_stage, shared_out
 from .trainer import checkpoints, discard
 from .whole import save_whole, write_text, writing
+
+TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
 def train(recipe: Recipe, out: Path, *, weights: str = "checkpoint") -> Path:
@@ -58,9 +62,25 @@ def check(recipe: Recipe, *, count: int = 1) -> None:
         raise RecipeError("train.attention shared-prefix needs data.group > 1")
     if min(recipe.train.save_every, recipe.train.log_every, recipe.train.keep) < 1:
         raise RecipeError("train.save_every, log_every and keep must be at least 1")
+    check_extras(recipe.train)
     for stage in recipe.train.stages:
         _check_stage(stage)
         shared_out(stage, count)
+
+
+def check_extras(train: Train) -> None:
+    """Raises RecipeError where a package is not there that the recipe asks for, naming the extra."""
+    wanted = [(name, "track") for name in train.report_to] + [("deepspeed", "deepspeed")] * train.engine.startswith(
+        "zero"
+    )
+    for name, extra in wanted:
+        if extra == "track" and name not in TRACKERS:
+            raise RecipeError(f"train.report_to knows no {name!r}{nearest_key(name, TRACKERS)}")
+        if find_spec(name) is None:
+            raise RecipeError(f"{name} is not installed: pip install 'commvlm[{extra}]'")
+    for part in train.compile:
+        if part not in PARTS:
+            raise RecipeError(f"train.compile names no part {part!r}{nearest_key(part, PARTS)}")
 
 
 def _check_stage(stage: Stage) -> None:
@@ -73,7 +93,8 @@ def _check_stage(stage: Stage) -> None:
         raise RecipeError(f"stage {stage.name!r}: warmup is {stage.warmup}, it is a share of the steps, from 0 to 1")
     if stage.spike is not None and stage.spike <= 1:
         raise RecipeError(f"stage {stage.name!r}: spike is {stage.spike}, it is a multiple of the usual loss, over 1")
-    check_trained(stage.trains)
+    check_trained(stage.trains, stage.lora)
+    check_bits(stage.lora.bits if stage.lora.rank else 16)
 
 
 def _train(recipe: Recipe, out: Path, weights: str) -> None:
@@ -83,12 +104,16 @@ def _train(recipe: Recipe, out: Path, weights: str) -> None:
         if first:
             (out / STOPPED).unlink(missing_ok=True)
         examples = training_examples(recipe.data)
-        model, processor = assemble(recipe.model, weights=weights, seed=recipe.train.seed)
+        model, processor = assemble(recipe.model, weights=weights, seed=recipe.train.seed, start=recipe.train.start)
     parts: dict[str, Any] = {}
     for stage in recipe.train.stages:
         folder = out / "stages" / stage.name
+        adapters = None
         with together():
-            parts[stage.name] = settle_parts(model, stage.trains)
+            if stage.lora.rank and not (folder / "model").is_dir():
+                dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+                adapters = Adapters(model, stage.lora, seed=recipe.train.seed, dtype=dtype)
+            parts[stage.name] = settle_parts(model, stage.trains, stage.lora)
         if first:
             said = parts_table(parts[stage.name])
             print(f"stage {stage.name}: {stage.steps} steps of {stage.batch}\n{said}", flush=True)
@@ -96,7 +121,11 @@ def _train(recipe: Recipe, out: Path, weights: str) -> None:
             model = CommForConditionalGeneration.from_pretrained(folder / "model")
             continue
         trainer = run_stage(recipe, stage, model, processor, examples, folder, log=out / "log.jsonl")
-        whole = model if recipe.train.engine == "ddp" else gathered(trainer)
+        whole = model
+        if recipe.train.engine != "ddp":
+            whole = gathered(trainer, adapters)
+        elif adapters is not None:
+            adapters.merge()
         with together():
             if first:
                 save_whole(folder / "model", whole, None)

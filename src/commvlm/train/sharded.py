@@ -14,6 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from ..model.modeling import CommForConditionalGeneration
+from .adapters import Adapters
 
 
 def fsdp_config(model: CommForConditionalGeneration, *, checkpointing: bool) -> dict[str, Any]:
@@ -52,18 +53,22 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
-def gathered(trainer: Any) -> CommForConditionalGeneration:
-    """The trained model whole on the first process, without weights on the others; every process must ask."""
+def gathered(trainer: Any, adapters: Adapters | None) -> CommForConditionalGeneration:
+    """The trained model whole on the first process, its adapters merged, without weights on the others; every process must
+    ask."""
     model: CommForConditionalGeneration = trainer.model
     state = {}
-    for name, tensor in model.state_dict().items():
-        full = whole(tensor)
-        if trainer.args.process_index == 0:
-            state[name] = full.cpu()
+    if trainer.is_deepspeed_enabled:
+        state = trainer.accelerator.get_state_dict(trainer.deepspeed) or {}
+    else:
+        for name, tensor in model.state_dict().items():
+            full = whole(tensor)
+            if trainer.args.process_index == 0:
+                state[name] = full.cpu()
     with torch.device("meta"):
         found = CommForConditionalGeneration._from_config(model.config)
     if state:
-        found.load_state_dict(state, assign=True)
+        found.load_state_dict(state if adapters is None else adapters.merged(state), assign=True)
         found.tie_weights()
     found.generation_config = model.generation_config
     return found

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import torch
 from PIL import Image
+from torch import nn
 from transformers import PrinterCallback, TrainingArguments
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from ..data.collate import Collator
 from ..data.dialogue import image_id_of
@@ -24,7 +27,7 @@ from .callbacks import Watch
 from .imageless import EveryBranch
 from .keys import RecipeError
 from .parallel import processes
-from .recipe import Recipe, Stage
+from .recipe import Recipe, Stage, Train
 from .sharded import fsdp_config
 from .sources import stage_mixture
 from .trainer import StageTrainer, checkpoints
@@ -45,7 +48,7 @@ def run_stage(
     train = recipe.train
     number = recipe.train.stages.index(stage)
     mixture = stage_mixture(stage, recipe.data, examples, seed=train.seed + number)
-    model.model.language_model.set_attn_implementation(train.attention)
+    model.model.language_model.set_attn_implementation(attention(recipe))
     images = processor.image_processor
     collator = Collator(
         processor.tokenizer,
@@ -57,7 +60,8 @@ def run_stage(
         spare=None if recipe.data.faults == "refuse" else Spares(mixture, log.with_name(LEFT_OUT)),
     )
     found = checkpoints(folder)
-    if number == 0 and train.visual_scale is not None and not found:
+    adapted = stage.lora.rank > 0
+    if number == 0 and train.visual_scale is not None and not train.start and (adapted or not found):
         first = collator([mixture[index] for index in range(min(stage.batch, MEASURED))])
         if "pixel_values" in first:
             scale_visual_tokens(model, first["pixel_values"], scale=train.visual_scale)
@@ -67,10 +71,14 @@ def run_stage(
         model=model, args=arguments(recipe, stage, model, folder), train_dataset=mixture,  # type: ignore[arg-type]
         data_collator=EveryBranch(collator, image_id_of(processor.tokenizer), grey),  # type: ignore[arg-type]
         trains=stage.trains, decay=stage.decay, spike=stage.spike, batch=stage.batch, stopped=log.with_name(STOPPED),
-        callbacks=[watch],
+        adapted=adapted, callbacks=[watch],
     )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
+    vars(model.config).pop("use_cache", None)  # the Trainer's doing; a config that was loaded again would lack it
     model.train()
+    for part in train.compile:
+        for module in compiled(model, part):
+            module.compile()
     try:
         trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
     finally:
@@ -103,17 +111,38 @@ def arguments(recipe: Recipe, stage: Stage, model: CommForConditionalGeneration,
         dataloader_pin_memory=not cpu,
         dataloader_num_workers=recipe.data.workers,
         disable_tqdm=True,
-        report_to="none",
+        report_to=train.report_to,
+        project="commvlm",
+        run_name=f"{recipe.name}-{folder.parent.parent.name}-{stage.name}",
         log_level="error",
-        **engine(train.engine, model),
+        **engine(train, model),
     )
 
 
-def engine(name: str, model: CommForConditionalGeneration) -> dict[str, Any]:
-    """What the Trainer is told about sharing a model out."""
-    if name == "fsdp":
-        return {"fsdp": True, "fsdp_config": fsdp_config(model, checkpointing=False)}
-    return {}
+def engine(train: Train, model: CommForConditionalGeneration) -> dict[str, Any]:
+    """What the Trainer is told about sharing a model out, and about what is computed again."""
+    if train.engine == "fsdp":  # computes again by itself, without a second gathering of the weights
+        return {"fsdp": True, "fsdp_config": fsdp_config(model, checkpointing=train.checkpointing)}
+    again: dict[str, Any] = {"activation_checkpointing": train.checkpointing}
+    if train.engine.startswith("zero"):
+        again["deepspeed"] = str(resources.files("commvlm") / "train" / "deepspeed" / f"{train.engine}.json")
+    return again
+
+
+def attention(recipe: Recipe) -> str:
+    """The language model's attention by its name in the library. Raises RecipeError where its package is not there."""
+    asked = recipe.train.attention
+    flash = is_flash_attn_2_available()
+    if asked == "auto":
+        return "flash_attention_2" if flash and recipe.data.group == 1 else "sdpa"
+    if asked == "flash_attention_2" and not flash:
+        raise RecipeError("train.attention flash_attention_2 needs a GPU and flash-attn: pip install 'commvlm[gpu]'")
+    return asked
+
+
+def compiled(model: CommForConditionalGeneration, part: str) -> list[nn.Module]:
+    """The modules of a part that are compiled, each in its place, so that names of weights stay."""
+    return [m for m in model.parts()[part].children() if any(True for _ in m.parameters())]  # type: ignore[union-attr]
 
 
 def shared_out(stage: Stage, count: int) -> tuple[int, int]:

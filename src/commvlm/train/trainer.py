@@ -19,6 +19,7 @@ from transformers import Trainer
 from ..data.mixture import Mixture
 from ..model.modeling import CommForConditionalGeneration
 from . import sharded
+from .adapters import load_trained, save_trained
 from .parallel import processes, together
 from .whole import flush, write_text, writing
 
@@ -34,16 +35,17 @@ class StageTrainer(Trainer):
     batch. Each part has its rate. A checkpoint is written under a temporary name and renamed when it is whole.
 
     trains: part -> rate. decay: AdamW's. spike: see `recipe.Stage`. batch: groups of one update. stopped: the file that
-    says what a diverged step was made of.
+    says what a diverged step was made of. adapted: the model has adapters, and a checkpoint holds what is trained alone.
     """
 
     model: CommForConditionalGeneration
 
     def __init__(
         self, *args: Any, trains: Mapping[str, float], decay: float, spike: float | None, batch: int, stopped: Path,
-        **kwargs: Any,
+        adapted: bool, **kwargs: Any,
     ) -> None:  # fmt: skip
         self.trains, self.decay, self.spike, self.batch, self.stopped = dict(trains), decay, spike, batch, stopped
+        self.adapted = adapted
         self._step_loss: Any = 0.0
         self._tokens = 0
         self._norms: dict[str, float] = {}
@@ -161,6 +163,19 @@ class StageTrainer(Trainer):
                 shutil.rmtree(part)
                 for old in checkpoints(final)[: -(self.args.save_total_limit or 0) or None]:
                     discard(old)
+
+    def _save(self, output_dir: str | None = None, state_dict: dict | None = None) -> None:
+        if not self.adapted:
+            super()._save(output_dir, state_dict)
+        elif self.args.should_save and output_dir is not None:
+            Path(output_dir).mkdir(parents=True, exist_ok=True)
+            save_trained(self.model, Path(output_dir))
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: nn.Module | None = None) -> None:
+        if self.adapted and not self.is_fsdp_enabled:
+            load_trained(self.model, Path(resume_from_checkpoint))
+        else:
+            super()._load_from_checkpoint(resume_from_checkpoint, model)
 
 
 def _norm(parameters: list[nn.Parameter]) -> float:
