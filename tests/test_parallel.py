@@ -83,7 +83,9 @@ def two(world, tmp_path_factory) -> Path:
 
 
 class TestOneGlobalBatch:
-    @pytest.mark.parametrize("way", ["accumulated", "two processes", "two processes, accumulated"])
+    @pytest.mark.parametrize(
+        "way", ["accumulated", "two processes", pytest.param("two processes, accumulated", marks=pytest.mark.slow)]
+    )
     def test_gives_the_same_gradient_and_curve(self, world, one, two, tmp_path, way):
         if way == "two processes":
             folder = two

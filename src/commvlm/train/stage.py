@@ -107,6 +107,7 @@ def arguments(recipe: Recipe, stage: Stage, model: CommForConditionalGeneration,
         logging_nan_inf_filter=False,
         save_steps=train.save_every,
         save_total_limit=train.keep,
+        ddp_find_unused_parameters=False,  # every branch has a part in every batch: see `imageless`
         remove_unused_columns=False,
         dataloader_pin_memory=not cpu,
         dataloader_num_workers=recipe.data.workers,
