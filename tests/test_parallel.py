@@ -94,7 +94,7 @@ class TestOneGlobalBatch:
             folder = run(argv, tmp_path, count=1 + way.startswith("two"), spies=[spy_on_gradients])
         expected, found = (torch.load(f / "gradients-0.pt", weights_only=True) for f in (one, folder))
         assert set(found) == set(expected)
-        assert max(float(g.abs().max()) for g in expected.values()) > 1
+        assert max(float(g.abs().max()) for g in expected.values()) > 0.1
         for name, gradient in expected.items():
             torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-5, msg=lambda t, n=name: f"{n}: {t}")
         assert losses(folder / "run") == pytest.approx(losses(one / "run"), rel=2e-5)
