@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo probe study test test-slow test-browser check docs notebooks encoders clean
+.PHONY: help setup demo probe study test test-slow test-browser test-kill check docs notebooks encoders clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -53,6 +53,9 @@ test-slow: $(READY) ## the tests of minutes
 test-browser: $(READY) ## the web demo, driven in headless Chromium
 	$(BIN)/python -m pip install --quiet -e ".[browser]"
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser -q -rs
+
+test-kill: $(READY) ## kill a run 20 times, in one and in two processes, and compare with one that nothing interrupts
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -k kill_twenty_times -s -q tests/test_parallel.py
 
 check: $(READY) ## ruff and pyright
 	$(BIN)/ruff check .
