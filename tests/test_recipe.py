@@ -337,7 +337,6 @@ def test_inspect_as_a_table(capsys):
         (["--train.stages.second.trains.encoders", "1e-3"], "trains names no part 'encoders'"),
         (["--train.stages.second.trains.merge", ".nan"], "must be a number from 0"),
         (["--train.stages.second.trains.merge", "-1"], "must be a number from 0"),
-        (["--train.attention", "shared-prefix"], "needs data.group > 1"),
         (["--train.keep", "0"], "at least 1"),
         (["--train.save_every", "0"], "at least 1"),
     ],

@@ -117,9 +117,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class Train:
-    """attention: of the language model: "sdpa", "eager", or "shared-prefix" (with data.group > 1). save_every,
-    log_every: in steps. visual_scale: size of the visual tokens at the start, as a multiple of the word embeddings'; None
-    leaves the projection as it is initialised."""
+    """attention: of the language model: "sdpa" or "eager", which pad rows, or one over packed rows, which do not:
+    "shared-prefix", "flex_attention", or "packed" for whichever of them suits the machine. save_every, log_every: in steps.
+    visual_scale: size of the visual tokens at the start, as a multiple of the word embeddings'; None leaves the projection as
+    it is initialised."""
 
     stages: list[Stage] = field(default_factory=list)
     seed: int = 0

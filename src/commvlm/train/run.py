@@ -17,7 +17,7 @@ from ..data.collate import Collator
 from ..data.example import Example
 from ..data.images import GreyImages
 from ..data.spares import Spares
-from ..model.attention import NAME as SHARED_PREFIX
+from ..model.attention import available, packs
 from ..model.modeling import CommForConditionalGeneration
 from ..model.processing import CommProcessor
 from .assemble import assemble
@@ -58,8 +58,6 @@ def check(recipe: Recipe) -> None:
     names = [stage.name for stage in recipe.train.stages]
     if len(set(names)) != len(names):
         raise RecipeError(f"two stages have one name: {', '.join(names)}")
-    if recipe.train.attention == SHARED_PREFIX and recipe.data.group < 2:
-        raise RecipeError("train.attention shared-prefix needs data.group > 1")
     if min(recipe.train.save_every, recipe.train.log_every, recipe.train.keep) < 1:
         raise RecipeError("train.save_every, log_every and keep must be at least 1")
     for stage in recipe.train.stages:
@@ -120,14 +118,14 @@ def run_stage(
     train = recipe.train
     number = recipe.train.stages.index(stage)
     mixture = stage_mixture(stage, recipe.data, examples, seed=train.seed + number)
-    model.model.language_model.set_attn_implementation(train.attention)
+    model.model.language_model.set_attn_implementation(available(train.attention))
     images = processor.image_processor
     collator = Collator(
         processor.tokenizer,
         GreyImages(images) if recipe.data.pixels == "grey" else images,
         model.config.num_image_tokens,
         max_length=train.max_length,
-        layout="blocks" if train.attention == SHARED_PREFIX else "mask",
+        layout="joined" if packs(train.attention) else "mask",
         geometry=images.geometry,
         spare=None if recipe.data.faults == "refuse" else Spares(mixture, log.with_name(LEFT_OUT)),
     )
