@@ -30,14 +30,18 @@ def supervised_loss(
     following = F.pad(labels, (0, 1), value=IGNORED)[:, 1:]
     chosen = following != IGNORED
     states, targets = hidden[chosen.to(hidden.device)], following[chosen].to(hidden.device)
+    total = summed_loss(head, states, targets, vocabulary=vocabulary)
+    return total / (len(targets) if number is None else number)
+
+
+def summed_loss(head: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor, *, vocabulary: int) -> Tensor:
+    """Sum of the cross entropies of head(states (n, d)) with targets (n,), at most AT_ONCE logits at a time."""
 
     def total(states: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(head(states).float(), targets, reduction="sum")
 
     rows = max(1, AT_ONCE // vocabulary)
     if len(targets) <= rows:
-        loss = total(states, targets)
-    else:
-        parts = zip(states.split(rows), targets.split(rows), strict=True)
-        loss = torch.stack([checkpoint(total, *part, use_reentrant=False) for part in parts]).sum()  # type: ignore[arg-type]
-    return loss / (len(targets) if number is None else number)
+        return total(states, targets)
+    parts = zip(states.split(rows), targets.split(rows), strict=True)
+    return torch.stack([checkpoint(total, *part, use_reentrant=False) for part in parts]).sum()  # type: ignore[arg-type]
