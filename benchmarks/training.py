@@ -29,7 +29,14 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.progress import Progress
-from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, Trainer, TrainingArguments
+from transformers import (
+    CLIPVisionConfig,
+    LlamaConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+    Trainer,
+    TrainingArguments,
+)
 
 from commvlm.data.dialogue import IGNORED, Encoded
 from commvlm.data.example import Example
@@ -93,7 +100,11 @@ def models(options: argparse.Namespace) -> tuple[Any, Any]:
         num_hidden_layers=options.layers, num_attention_heads=options.heads, num_key_value_heads=options.heads,
     )  # fmt: skip
     config = LlavaConfig(
-        vision_config=vision, text_config=text, image_token_id=IMAGE_ID, tie_word_embeddings=False, image_seq_length=options.tokens
+        vision_config=vision,
+        text_config=text,
+        image_token_id=IMAGE_ID,
+        tie_word_embeddings=False,
+        image_seq_length=options.tokens,
     )
     torch.manual_seed(0)
     theirs = LlavaForConditionalGeneration(config)
@@ -111,7 +122,10 @@ def steps(options: argparse.Namespace, theirs: Any, ours: Any, data: Dialogues) 
     made = {}
     for name, model, batch in (("usual", theirs, usual_batch(data)), ("ours", ours, our_batch(data))):
         arguments = TrainingArguments(
-            output_dir=tempfile.mkdtemp(), use_cpu=options.device == "cpu", bf16=options.dtype == "bf16", report_to="none"
+            output_dir=tempfile.mkdtemp(),
+            use_cpu=options.device == "cpu",
+            bf16=options.dtype == "bf16",
+            report_to="none",
         )
         if name == "ours":
             trainer: Any = StageTrainer(model=model, args=arguments, train_dataset=[], trains=TRAINS, decay=0.0)
@@ -120,7 +134,9 @@ def steps(options: argparse.Namespace, theirs: Any, ours: Any, data: Dialogues) 
         optimizer = trainer.create_optimizer()
         number = (batch["labels"] != IGNORED).sum()
 
-        def step(model: Any = model, trainer: Any = trainer, optimizer: Any = optimizer, batch: Any = batch, n: Any = number) -> float:
+        def step(
+            model: Any = model, trainer: Any = trainer, optimizer: Any = optimizer, batch: Any = batch, n: Any = number
+        ) -> float:
             loss = trainer.training_step(model, dict(batch), num_items_in_batch=n)
             torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step()
@@ -174,7 +190,9 @@ def compare(options: argparse.Namespace, questions: int, images: int) -> list[di
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=5, help="an image (5)")
-    parser.add_argument("--images", type=int, default=1, help="of a step with several questions; without, as many rows (1)")
+    parser.add_argument(
+        "--images", type=int, default=1, help="of a step with several questions; without, as many rows (1)"
+    )
     parser.add_argument("--tokens", type=int, default=576, help="visual tokens, a square number (576)")
     parser.add_argument("--text", type=int, default=40, help="words of a question and answer on average (40)")
     parser.add_argument("--width", type=int, default=512)
@@ -197,7 +215,9 @@ def main() -> None:
     if options.json:
         print(json.dumps({"rows": rows, "facts": {**vars(options), "torch": torch.__version__}}, indent=1))
         return
-    print(f"{'questions':>9}{'images':>7}  {'way':<7}{'answers/s':>10}{'times':>7}{'min-max':>13}{'ceiling':>9}{'peak MB':>9}{'x':>6}  loss")
+    print(
+        f"{'questions':>9}{'images':>7}  {'way':<7}{'answers/s':>10}{'times':>7}{'min-max':>13}{'ceiling':>9}{'peak MB':>9}{'x':>6}  loss"
+    )
     for row in rows:
         spread = f"{row['spread'][0]:.2f}-{row['spread'][1]:.2f}"
         print(

@@ -27,14 +27,17 @@ from commvlm.data.example import Example
 from commvlm.model import CommForConditionalGeneration
 from commvlm.train.assemble import assemble, load_tokenizer
 from commvlm.train.keys import RecipeError
+from commvlm.train.parts import settle_parts
 from commvlm.train.recipe import Recipe
-from commvlm.train.run import run_stage, train
+from commvlm.train.run import train
 from commvlm.train.sources import named_examples, stage_mixture
-from commvlm.train.trainer import checkpoints, settle_parts
+from commvlm.train.stage import run_stage
+from commvlm.train.trainer import checkpoints
 from commvlm.train.whole import writing
 
 Tensors = dict[str, torch.Tensor]
 PARTS = ("merge", "align", "project", "language_model")
+TIMES = ("seconds", "tokens_per_second")
 
 
 def one_stage(**settings: Any) -> list[dict[str, Any]]:
@@ -43,9 +46,9 @@ def one_stage(**settings: Any) -> list[dict[str, Any]]:
 
 
 def log_of(out: Path) -> list[dict[str, Any]]:
-    """The log's rows without the one thing that may differ between two runs of one recipe."""
+    """The log's rows without what may differ between two runs of one recipe."""
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
 
 def weights_of(out: Path) -> Tensors:

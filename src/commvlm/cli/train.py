@@ -21,9 +21,13 @@ def add_train(commands: argparse._SubParsersAction) -> None:
 
 def _train(options: argparse.Namespace) -> None:
     recipe = recipe_of(options)
+    from ..train.parallel import leave, speaks
     from ..train.run import train
 
-    print(f"the model is in {train(recipe, options.out, weights=options.weights)}")
+    folder = train(recipe, options.out, weights=options.weights)
+    if speaks():
+        print(f"the model is in {folder}")
+    leave()
 
 
 def add_quickstart(commands: argparse._SubParsersAction) -> None:

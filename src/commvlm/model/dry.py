@@ -84,9 +84,7 @@ class Watched(LiveBytes):
         self.copying = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.copying = (
-            func is torch.ops.aten._to_copy.default and id(args[0].untyped_storage()) in self.weights
-        )
+        self.copying = func is torch.ops.aten._to_copy.default and id(args[0].untyped_storage()) in self.weights
         return super().__torch_dispatch__(func, types, args, kwargs)
 
     def _see(self, tensor: Tensor, *, count: bool) -> None:
@@ -122,7 +120,9 @@ def fake_model(config: CommConfig, way: Way) -> Iterator[CommForConditionalGener
     with FakeTensorMode(), warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
         with no_init_weights():
-            model = CommForConditionalGeneration._from_config(config, dtype=torch.bfloat16 if way.half else torch.float32)
+            model = CommForConditionalGeneration._from_config(
+                config, dtype=torch.bfloat16 if way.half else torch.float32
+            )
         for part, module in model.parts().items():
             module.requires_grad_(part in way.trains)
         if way.adapt is not None:
@@ -193,4 +193,3 @@ def parameters_of(config: CommConfig, way: Way) -> list[tuple[str, nn.Parameter]
     """Every parameter by name, without memory: its shape, and whether it learns."""
     with fake_model(config, way) as model:
         return list(model.named_parameters())
-

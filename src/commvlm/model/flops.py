@@ -15,7 +15,9 @@ def _sdpa_on_cpu(query: Any, key: Any, value: Any, *args: Any, out_shape: Any = 
     return sdpa_flop_count(query, key, value)
 
 
-def _sdpa_on_cpu_backward(grad: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any) -> int:
+def _sdpa_on_cpu_backward(
+    grad: Any, query: Any, key: Any, value: Any, *args: Any, out_shape: Any = None, **kwargs: Any
+) -> int:
     return sdpa_backward_flop_count(grad, query, key, value)
 
 
