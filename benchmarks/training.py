@@ -6,9 +6,9 @@
     python benchmarks/training.py --device cuda --mfu comm-7b --gpu h200       # model FLOPs utilisation of a step
 
 The usual way: one question a row with its image, rows padded to the longest and masked, logits of every position, the encoder
-run for every row. Ours: each image once, its questions behind it, all in one row without padding (attention "packed"), logits where
-supervised. Both have the same weights (ours are imported from theirs), the same images, ids and labels, the library's Trainer
-and AdamW; their first losses must be equal. One process, the two in turn, medians of ratios; on a CPU, seconds are the process's.
+run for every row. Ours: each image once, its questions behind it, all in one row without padding (attention "packed"), logits
+where supervised. Both have the same weights (ours are imported from theirs), images, ids, labels, the library's Trainer and
+AdamW; their first losses must be equal. One process, the two in turn, medians of ratios; on a CPU, the process's own seconds.
 
 Memory is what a step holds at most beside weights, gradients and optimizer: live tensors, on a GPU the allocator's count. The
 ceiling is the ratio of counted FLOPs: what the time would be if every operation ran at one speed.
@@ -45,7 +45,7 @@ from commvlm.model.attention import available
 from commvlm.model.flops import count_flops
 from commvlm.model.importing import import_llava
 from commvlm.model.measure import peak_bytes
-from commvlm.train.trainer import StageTrainer, settle_parts
+from commvlm.train.parts import settle_parts
 
 IMAGE_ID = 32000
 TRAINS = dict.fromkeys(("project", "language_model"), 2e-5)
@@ -127,10 +127,7 @@ def steps(options: argparse.Namespace, theirs: Any, ours: Any, data: Dialogues) 
             bf16=options.dtype == "bf16",
             report_to="none",
         )
-        if name == "ours":
-            trainer: Any = StageTrainer(model=model, args=arguments, train_dataset=[], trains=TRAINS, decay=0.0)
-        else:
-            trainer = Trainer(model=model, args=arguments, train_dataset=[])
+        trainer: Any = Trainer(model=model, args=arguments, train_dataset=[])
         optimizer = trainer.create_optimizer()
         number = (batch["labels"] != IGNORED).sum()
 
@@ -177,7 +174,8 @@ def compare(options: argparse.Namespace, questions: int, images: int) -> list[di
     answers = questions * images
     return [
         {
-            "questions": questions, "images": images, "way": name, "answers a second": answers / statistics.median(taken[name]),
+            "questions": questions, "images": images, "way": name,
+            "answers a second": answers / statistics.median(taken[name]),
             "times": statistics.median(ratios) if name == "ours" else 1.0,
             "spread": [min(ratios), max(ratios)] if name == "ours" else [1.0, 1.0],
             "ceiling": work["usual"] / work[name], "peak MB": peaks[name] / 1e6, "memory x": peaks[name] / peaks["usual"],
@@ -215,9 +213,8 @@ def main() -> None:
     if options.json:
         print(json.dumps({"rows": rows, "facts": {**vars(options), "torch": torch.__version__}}, indent=1))
         return
-    print(
-        f"{'questions':>9}{'images':>7}  {'way':<7}{'answers/s':>10}{'times':>7}{'min-max':>13}{'ceiling':>9}{'peak MB':>9}{'x':>6}  loss"
-    )
+    head = f"{'questions':>9}{'images':>7}  {'way':<7}{'answers/s':>10}{'times':>7}{'min-max':>13}{'ceiling':>9}"
+    print(f"{head}{'peak MB':>9}{'x':>6}  loss")
     for row in rows:
         spread = f"{row['spread'][0]:.2f}-{row['spread'][1]:.2f}"
         print(

@@ -13,6 +13,7 @@ from .data import add_data
 from .evaluate import add_evaluate
 from .microworld import add_microworld
 from .model import add_build, add_compare, add_import, add_inspect, add_recipes
+from .plan import add_plan
 from .receipts import add_receipts, add_rescore
 from .score import add_score
 from .train import add_quickstart, add_train
@@ -21,6 +22,7 @@ COMMANDS = (
     add_recipes,
     add_inspect,
     add_compare,
+    add_plan,
     add_build,
     add_import,
     add_train,

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import accumulate
 from typing import Any
 
 import torch
@@ -67,11 +66,13 @@ class Piece:
 
 def look_rule(segments: Segments, device: torch.device) -> Callable[..., Tensor]:
     """(batch, head, query, key), as places in the row, -> bool: whether the query may look at the key."""
-    lengths = torch.tensor([length for image in segments for length in image])
-    first = torch.tensor([0, *accumulate(len(image) for image in segments)][:-1])
-    roots = first.repeat_interleave(torch.tensor([len(image) for image in segments]))
-    home = torch.arange(len(lengths)).repeat_interleave(lengths).to(device)
-    root = roots.repeat_interleave(lengths).to(device)
+    homes, roots, first = [], [], 0
+    for image in segments:
+        for number, length in enumerate(image, start=first):
+            homes += [number] * length
+            roots += [first] * length
+        first += len(image)
+    home, root = (torch.tensor(numbers, device=device) for numbers in (homes, roots))
 
     def may_look(batch: Any, head: Any, query: Tensor, key: Tensor) -> Tensor:
         return (query >= key) & ((home[key] == home[query]) | (home[key] == root[query]))

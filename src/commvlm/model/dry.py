@@ -16,7 +16,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
-from transformers.initialization import no_init_weights
 
 from .attention import NAME as SHARED_PREFIX
 from .config import CommConfig
@@ -47,7 +46,7 @@ class Shape:
 @dataclass(frozen=True)
 class Way:
     """How a step is computed. trains: the parts that learn. autocast: weights in fp32, computed in bf16; half: weights in bf16.
-    checkpointing: of the language model's blocks. adapt: puts adapters into the model, or None."""
+    checkpointing: of the language model's blocks. adapt: what is done to the model then, such as adapters put in, or None."""
 
     trains: frozenset[str]
     autocast: bool = False
@@ -117,19 +116,36 @@ class Watched(LiveBytes):
 @contextmanager
 def fake_model(config: CommConfig, way: Way) -> Iterator[CommForConditionalGeneration]:
     """The model on fake tensors, inside their mode, in training mode, with nothing but `way.trains` learning."""
-    with FakeTensorMode(), warnings.catch_warnings():
+    kind = torch.bfloat16 if way.half else torch.float32
+    with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)
-        with no_init_weights():
-            model = CommForConditionalGeneration._from_config(
-                config, dtype=torch.bfloat16 if way.half else torch.float32
-            )
+        with torch.device("meta"):
+            model = CommForConditionalGeneration._from_config(config, dtype=kind)
         for part, module in model.parts().items():
             module.requires_grad_(part in way.trains)
         if way.adapt is not None:
             way.adapt(model)
         if way.checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
-        yield model.train()
+        with FakeTensorMode():
+            _to_fake(model)
+            yield model.train()
+
+
+def _to_fake(model: nn.Module) -> None:
+    """Every parameter and buffer as a fake tensor on the CPU; tied ones stay one."""
+    made: dict[int, Any] = {}
+    for module in model.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                fake = made.get(id(parameter))
+                if fake is None:
+                    empty = torch.empty(parameter.shape, dtype=parameter.dtype, device="cpu")
+                    fake = made[id(parameter)] = nn.Parameter(empty, requires_grad=parameter.requires_grad)
+                module._parameters[name] = fake
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = torch.empty(buffer.shape, dtype=buffer.dtype, device="cpu")
 
 
 def step_loss(model: CommForConditionalGeneration, shape: Shape, *, autocast: bool) -> Tensor:
@@ -187,9 +203,3 @@ def step_flops(config: CommConfig, way: Way, shape: Shape) -> int:
     with fake_model(config, way) as model, flop_counter() as counter:
         step_loss(model, shape, autocast=way.autocast).backward()
         return counter.get_total_flops()
-
-
-def parameters_of(config: CommConfig, way: Way) -> list[tuple[str, nn.Parameter]]:
-    """Every parameter by name, without memory: its shape, and whether it learns."""
-    with fake_model(config, way) as model:
-        return list(model.named_parameters())
