@@ -178,11 +178,13 @@ class TestBatchesWithoutAnImage:
         seen = [(tmp_path / "two-said" / f"images-{rank}.txt").read_text().split()[:6] for rank in (0, 1)]
         assert len({(a, b) for a, b in zip(*seen, strict=True) if a != b}) >= 1, seen
 
-    def test_get_a_grey_row_that_teaches_nothing(self, small):
+    @pytest.mark.parametrize(("layout", "attention"), [("mask", "sdpa"), ("joined", "shared-prefix")])
+    def test_get_a_grey_row_that_teaches_nothing(self, small, layout, attention):
         model, processor = assemble(small().model)
         settle_parts(model, dict.fromkeys(("merge", "align", "project", "language_model"), 1e-3))
         tokens = model.config.num_image_tokens
-        collator = Collator(processor.tokenizer, processor.image_processor, tokens)
+        model.model.language_model.set_attn_implementation(attention)
+        collator = Collator(processor.tokenizer, processor.image_processor, tokens, layout=layout)
         grey = torch.zeros(1, sum(3 * e["size"] ** 2 for e in processor.image_processor.encoders))
         groups = [[Example(f"t:{k}", "dialogue", None, (Turn("say", "red " * k),))] for k in (3, 1)]
         plain, with_grey = collator(groups), EveryBranch(collator, image_id_of(processor.tokenizer), grey)(groups)

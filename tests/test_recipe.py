@@ -340,7 +340,6 @@ def test_inspect_as_a_table(capsys):
         ),
         (["--train.stages.second.trains.merge", ".nan"], "must be a number from 0"),
         (["--train.stages.second.trains.merge", "-1"], "must be a number from 0"),
-        (["--train.attention", "shared-prefix"], "needs data.group > 1"),
         (["--train.keep", "0"], "at least 1"),
         (["--train.save_every", "0"], "at least 1"),
     ],

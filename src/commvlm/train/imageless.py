@@ -32,6 +32,8 @@ class EveryBranch:
 
     def _with_grey(self, batch: Batch) -> Batch:
         tokens = self.collator.image_tokens
+        if "segments" in batch:
+            return self._joined(batch, torch.arange(tokens)[None])
         longer = max(0, tokens - batch["input_ids"].shape[1])
         fill = {"labels": IGNORED}
         rows = {name: pad(batch[name], (0, longer), value=fill.get(name, 0)) for name in ("input_ids", "labels")}
@@ -46,3 +48,13 @@ class EveryBranch:
             "position_ids": place * shown,
         }
         return {name: torch.cat([rows[name], row[name][None]]) for name in row} | {"pixel_values": self.pixels}
+
+    def _joined(self, batch: Batch, places: torch.Tensor) -> Batch:
+        """One row without padding, and behind it the grey image as one of its own."""
+        row = {
+            "input_ids": torch.full_like(places, self.image_id),
+            "labels": torch.full_like(places, IGNORED),
+            "position_ids": places,
+        }
+        rows: Batch = {name: torch.cat([batch[name], row[name]], dim=1) for name in row}
+        return rows | {"segments": [*batch["segments"], [places.shape[1]]], "pixel_values": self.pixels}

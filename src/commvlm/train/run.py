@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from ..model.attention import NAME as SHARED_PREFIX
 from ..model.modeling import PARTS, CommForConditionalGeneration
 from ..model.storage import write_text, writing
 from .adapters import Adapters, check_bits
@@ -59,8 +58,6 @@ def check(recipe: Recipe, *, count: int = 1) -> None:
     names = [stage.name for stage in recipe.train.stages]
     if len(set(names)) != len(names):
         raise RecipeError(f"two stages have one name: {', '.join(names)}")
-    if recipe.train.attention == SHARED_PREFIX and recipe.data.group < 2:
-        raise RecipeError("train.attention shared-prefix needs data.group > 1")
     if min(recipe.train.save_every, recipe.train.log_every, recipe.train.keep) < 1:
         raise RecipeError("train.save_every, log_every and keep must be at least 1")
     check_extras(recipe.train)

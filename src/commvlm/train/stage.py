@@ -19,7 +19,7 @@ from ..data.dialogue import image_id_of
 from ..data.example import Example
 from ..data.mixture import Mixture
 from ..data.spares import Spares
-from ..model.attention import NAME as SHARED_PREFIX
+from ..model.attention import available, packs
 from ..model.modeling import CommForConditionalGeneration
 from ..model.processing import CommProcessor
 from ..model.stored_pixels import stored_pixels
@@ -86,7 +86,7 @@ def _collator(
         shown,
         model.config.num_image_tokens,
         max_length=train.max_length,
-        layout="blocks" if train.attention == SHARED_PREFIX else "mask",
+        layout="joined" if packs(train.attention) else "mask",
         geometry=images.geometry,
         pixels=recipe.data.pixels,
         spare=None if recipe.data.faults == "refuse" else Spares(mixture, log.with_name(LEFT_OUT)),
@@ -161,7 +161,7 @@ def attention(recipe: Recipe) -> str:
         return "flash_attention_2" if flash and recipe.data.group == 1 else "sdpa"
     if asked == "flash_attention_2" and not flash:
         raise RecipeError("train.attention flash_attention_2 needs a GPU and flash-attn: pip install 'commvlm[gpu]'")
-    return asked
+    return available(asked)
 
 
 def compiled(model: CommForConditionalGeneration, part: str) -> list[nn.Module]:
