@@ -126,7 +126,7 @@ def measured_peak(side: int = 1024, runs: int = 5) -> float:
 class Planner:
     """Plans of one recipe on one machine. Counts are kept, so that what-ifs are cheap."""
 
-    def __init__(self, recipe: Recipe, on: Machine, text: Text = Text()) -> None:  # noqa: B008
+    def __init__(self, recipe: Recipe, on: Machine, text: Text = Text()) -> None:
         self.recipe, self.on, self.text = recipe, on, text
         self.config: CommConfig = build_config(**model_settings(recipe.model))
         self.held = functools.cache(self._held)
