@@ -41,9 +41,12 @@ class Adapters:
         config = LoraConfig(
             r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(self.plain)
         )  # type: ignore[arg-type]
+        held: Any = model
+        held.is_loaded_in_4bit = lora.bits == 4  # how peft knows which of its layers to take
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             inject_adapter_in_model(config, model, adapter_name=NAME)  # type: ignore[arg-type]
+        del held.is_loaded_in_4bit
 
     def merge(self) -> None:
         """Adds what the adapters learned to the layers' own weights (never to their 4 bits), and takes them out."""
