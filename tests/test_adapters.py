@@ -166,12 +166,7 @@ class TestTheFinishedModel:
 
 class TestFourBits:
     def test_without_bitsandbytes_are_refused_naming_the_extra(self, small, monkeypatch):
-        from importlib import metadata
-
-        def missing(name: str) -> str:
-            raise metadata.PackageNotFoundError(name)
-
-        monkeypatch.setattr(metadata, "version", missing)
+        monkeypatch.setattr("commvlm.train.adapters.find_spec", lambda name: None)
         recipe = small()
         stage = replace(recipe.train.stages[0], lora=Lora(rank=4, bits=4))
         with pytest.raises(RecipeError, match=r"lora.bits 4 needs bitsandbytes: pip install 'commvlm\[qlora\]'"):
