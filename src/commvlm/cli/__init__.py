@@ -14,9 +14,11 @@ from .evaluate import add_evaluate
 from .export import add_export
 from .microworld import add_microworld
 from .model import add_build, add_compare, add_import, add_inspect, add_recipes
+from .probe import add_probe
 from .receipts import add_receipts, add_rescore
 from .score import add_score
 from .serve import add_serve
+from .study import add_study
 from .train import add_quickstart, add_train
 
 COMMANDS = (
@@ -35,7 +37,9 @@ COMMANDS = (
     add_export,
     add_data,
     add_microworld,
+    add_probe,
     add_quickstart,
+    add_study,
 )
 
 

@@ -120,7 +120,8 @@ class Stage:
 class Train:
     """attention: of the language model: "sdpa", "eager", or "shared-prefix" (with data.group > 1). save_every,
     log_every: in steps. visual_scale: size of the visual tokens at the start, as a multiple of the word embeddings'; None
-    leaves the projection as it is initialised."""
+    leaves the projection as it is initialised. features: a folder that `commvlm probe features` made of this recipe; its
+    features are read in training, and no encoder is run."""
 
     stages: list[Stage] = field(default_factory=list)
     seed: int = 0
@@ -128,6 +129,7 @@ class Train:
     attention: str = "sdpa"
     max_length: int | None = 2048
     visual_scale: float | None = None
+    features: str | None = None
     save_every: int = 500
     log_every: int = 10
     keep: int = 2

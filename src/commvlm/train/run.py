@@ -19,6 +19,8 @@ from ..data.spares import Spares
 from ..model.attention import NAME as SHARED_PREFIX
 from ..model.modeling import CommForConditionalGeneration
 from ..model.processing import CommProcessor
+from ..model.storage import write_text, writing
+from ..model.stored_pixels import stored_pixels
 from .assemble import assemble
 from .calibrate import scale_visual_tokens
 from .callbacks import Watch
@@ -26,7 +28,7 @@ from .keys import RecipeError
 from .recipe import Recipe, Stage, as_yaml, load_recipe
 from .sources import stage_mixture, training_examples
 from .trainer import StageTrainer, check_trained, checkpoints, parts_table, settle_parts
-from .whole import save_whole, write_text, writing
+from .whole import save_whole
 
 LEFT_OUT = "left_out.jsonl"
 """Groups that could not be used, with data.faults skip; others were trained on in their place."""
@@ -120,10 +122,11 @@ def run_stage(
     number = recipe.train.stages.index(stage)
     mixture = stage_mixture(stage, recipe.data, examples, seed=train.seed + number)
     model.model.language_model.set_attn_implementation(train.attention)
-    images = processor.image_processor
+    images: Any = processor.image_processor
+    shown = images if train.features is None else stored_pixels(Path(train.features), model.model.vision_tower, images)
     collator = Collator(
         processor.tokenizer,
-        images,
+        shown,
         model.config.num_image_tokens,
         max_length=train.max_length,
         layout="blocks" if train.attention == SHARED_PREFIX else "mask",
