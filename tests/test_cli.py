@@ -23,7 +23,7 @@ from commvlm.cli import main
 COMMANDS = [
     "inspect", "build", "train", "evaluate", "chat", "microworld", "microworld write", "microworld pretrain",
     "microworld card", "quickstart", "score", "score pope", "score mme", "score vqa", "score caption", "score rec",
-    "score reg", "rescore", "receipts", "receipts diff", "probe", "probe features", "serve", "export",
+    "score reg", "rescore", "receipts", "receipts diff", "probe", "probe features", "serve", "export", "study",
 ]  # fmt: skip
 
 
