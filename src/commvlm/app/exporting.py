@@ -14,7 +14,7 @@ import torch
 from ..data.dialogue import CHAT_TEMPLATE
 from ..evaluate.receipts import write_json
 from ..model import CommForConditionalGeneration, CommProcessor
-from ..train.whole import write_text, writing
+from ..model.storage import write_text, writing
 from .checkpoint import load_checkpoint, resolve_checkpoint
 from .model_card import RECEIPTS, About, find_receipts, model_card
 from .remote_code import MODULES, write_code
