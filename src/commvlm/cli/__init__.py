@@ -10,10 +10,12 @@ from collections.abc import Sequence
 from .chat import add_chat
 from .command import Parser
 from .data import add_data
+from .demo import add_demo
 from .evaluate import add_evaluate
 from .export import add_export
 from .microworld import add_microworld
 from .model import add_build, add_compare, add_import, add_inspect, add_recipes
+from .plan import add_plan
 from .probe import add_probe
 from .receipts import add_receipts, add_rescore
 from .score import add_score
@@ -25,6 +27,7 @@ COMMANDS = (
     add_recipes,
     add_inspect,
     add_compare,
+    add_plan,
     add_build,
     add_import,
     add_train,
@@ -33,6 +36,7 @@ COMMANDS = (
     add_rescore,
     add_receipts,
     add_chat,
+    add_demo,
     add_serve,
     add_export,
     add_data,
