@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-slow check encoders clean
+.PHONY: help setup demo study test test-slow test-kill check encoders clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,11 +36,17 @@ endif
 demo: $(READY) ## train COMM and its controls on the micro world; writes runs/demo/report.html
 	$(BIN)/commvlm quickstart --out runs/demo
 
+study: $(READY) ## the study at its quick scale, half an hour on two cores; writes runs/study/quick/report.html
+	$(BIN)/commvlm study figure-2 table-1 controls weights --scale quick
+
 test: $(READY) ## the default tests, on two cores
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal -q
 
 test-slow: $(READY) ## the tests of minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -q
+
+test-kill: $(READY) ## kill a run 20 times, in one and in two processes, and compare with one that nothing interrupts
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -k kill_twenty_times -s -q tests/test_parallel.py
 
 check: $(READY) ## ruff and pyright
 	$(BIN)/ruff check .

@@ -75,7 +75,7 @@ def allowed() -> dict[str, set[str]]:
 
 
 def test_the_table_says_what_the_design_says(allowed):
-    rooms = {"model", "data", "evaluate", "microworld", "train", "app", "cli"}
+    rooms = {"model", "data", "evaluate", "microworld", "train", "study", "app", "cli"}
     assert set(allowed) == {*rooms, FACE}
     assert allowed["model"] == allowed["data"] == set()
     assert allowed["evaluate"] == {"data"}

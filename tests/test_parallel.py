@@ -83,7 +83,9 @@ def two(world, tmp_path_factory) -> Path:
 
 
 class TestOneGlobalBatch:
-    @pytest.mark.parametrize("way", ["accumulated", "two processes", "two processes, accumulated"])
+    @pytest.mark.parametrize(
+        "way", ["accumulated", "two processes", pytest.param("two processes, accumulated", marks=pytest.mark.slow)]
+    )
     def test_gives_the_same_gradient_and_curve(self, world, one, two, tmp_path, way):
         if way == "two processes":
             folder = two
@@ -92,7 +94,7 @@ class TestOneGlobalBatch:
             folder = run(argv, tmp_path, count=1 + way.startswith("two"), spies=[spy_on_gradients])
         expected, found = (torch.load(f / "gradients-0.pt", weights_only=True) for f in (one, folder))
         assert set(found) == set(expected)
-        assert max(float(g.abs().max()) for g in expected.values()) > 1
+        assert max(float(g.abs().max()) for g in expected.values()) > 0.1
         for name, gradient in expected.items():
             torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-5, msg=lambda t, n=name: f"{n}: {t}")
         assert losses(folder / "run") == pytest.approx(losses(one / "run"), rel=2e-5)

@@ -334,7 +334,10 @@ def test_inspect_as_a_table(capsys):
         (["--train.stages.first.batch", "-4"], "must be positive"),
         (["--train.stages.first.warmup", "3"], "from 0 to 1"),
         (["--train.stages.first.trains.merg", "1e-3"], "trains names no part 'merg'; did you mean 'merge'?"),
-        (["--train.stages.second.trains.encoders", "1e-3"], "trains names no part 'encoders'"),
+        (
+            ["--train.stages.second.trains.encoders", "1e-3"],
+            "trains names encoders, which are trained through lora only",
+        ),
         (["--train.stages.second.trains.merge", ".nan"], "must be a number from 0"),
         (["--train.stages.second.trains.merge", "-1"], "must be a number from 0"),
         (["--train.keep", "0"], "at least 1"),

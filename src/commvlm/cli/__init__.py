@@ -11,11 +11,15 @@ from .chat import add_chat
 from .command import Parser
 from .data import add_data
 from .evaluate import add_evaluate
+from .export import add_export
 from .microworld import add_microworld
 from .model import add_build, add_compare, add_import, add_inspect, add_recipes
 from .plan import add_plan
+from .probe import add_probe
 from .receipts import add_receipts, add_rescore
 from .score import add_score
+from .serve import add_serve
+from .study import add_study
 from .train import add_quickstart, add_train
 
 COMMANDS = (
@@ -31,9 +35,13 @@ COMMANDS = (
     add_rescore,
     add_receipts,
     add_chat,
+    add_serve,
+    add_export,
     add_data,
     add_microworld,
+    add_probe,
     add_quickstart,
+    add_study,
 )
 
 

@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, MetaClip2VisionConfig, MetaClip2VisionModel, PreTrainedConfig, PreTrainedModel
 
 from .checkpoints import find_checkpoint
 from .families import FINAL_NORMS, family_of, trained_size, truncate, vision_half
 from .names import choice
+
+AutoModel.register(MetaClip2VisionConfig, MetaClip2VisionModel, exist_ok=True)  # the library has but the whole
 
 
 def check_final_norm(config: PreTrainedConfig, final_norm: str, *, name: str, deepest: int, depth: int) -> None:

@@ -78,7 +78,8 @@ class Source:
 @dataclass(frozen=True)
 class Data:
     """root: the folder that all paths are under (the recipe's own by default). group: questions about one image that are
-    drawn, and packed behind it, together; 1 draws each on its own. pixels: "given", or "grey" for the blind control.
+    drawn, and packed behind it, together; 1 draws each on its own. pixels: "given", "grey" for the
+    blind control, or "shuffled" (another image in its place).
     mixes: trees over the sources by name, for the stages (see `commvlm.data.mix`). prompts: "short" (what the micro world's
     language model knows) or "wide". held_out: sources like the others whose images are not to be trained on; examples about
     them are left out of the sources. faults: what becomes of entries, images and dialogues that cannot be used: "refuse", or
@@ -92,7 +93,7 @@ class Data:
     faults: Literal["refuse", "skip"] = "refuse"
     held_out: list[Source] = field(default_factory=list)
     workers: int = 0
-    pixels: Literal["given", "grey"] = "given"
+    pixels: Literal["given", "grey", "shuffled"] = "given"
 
 
 @dataclass(frozen=True)
@@ -138,7 +139,8 @@ class Train:
     package and a GPU are (extra `gpu`, data.group 1) and "sdpa" elsewhere. Over packed rows, which are not padded:
     "shared-prefix", "flex_attention", or "packed" for whichever of them suits the machine. save_every, log_every: in steps.
     visual_scale: size of the visual tokens at the start, as a multiple of the word embeddings'; None leaves the projection as
-    it is initialised.
+    it is initialised. features: a folder that `commvlm probe features` made of this recipe; they are read in training, and no
+    encoder is run.
     engine: how several processes share the work: "ddp" (each has the whole model), "fsdp" (each has a part of every weight),
     "zero2" or "zero3" (DeepSpeed's, extra `deepspeed`). checkpointing: computes activations again in the backward pass in
     place of keeping them. compile: parts that torch.compile compiles (encoders, merge, align, project, language_model).
@@ -151,6 +153,7 @@ class Train:
     attention: str = "sdpa"
     max_length: int | None = 2048
     visual_scale: float | None = None
+    features: str | None = None
     save_every: int = 500
     log_every: int = 10
     keep: int = 2
@@ -272,19 +275,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _parse(content: Mapping[str, Any], where: str) -> Recipe:
+    recipe = Recipe(**filled(content, Recipe, where))
+    root = str(Path(recipe.data.root).resolve())
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=root))
+
+
+def filled(content: Mapping[str, Any], cls: type, where: str) -> dict[str, Any]:
+    """A frozen dataclass's fields from a mapping, types checked and nested ones made. Raises RecipeError with the key."""
     from argparse import ArgumentError
 
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Recipe)
+    parser.add_class_arguments(cls)
     try:
-        filled = parser.instantiate(parser.parse_object(dict(content)))
+        made = parser.instantiate(parser.parse_object(dict(content)))
     except (ArgumentError, TypeError) as error:
         raise RecipeError(f"{where}: {_one_line(error)}") from error
-    recipe = Recipe(**{name: filled[name] for name in fields_of(Recipe)})
-    root = str(Path(recipe.data.root).resolve())
-    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=root))
+    return {name: made[name] for name in fields_of(cls)}
 
 
 def _one_line(error: Exception) -> str:

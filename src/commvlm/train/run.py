@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from ..model.modeling import PARTS, CommForConditionalGeneration
+from ..model.storage import write_text, writing
 from .adapters import Adapters, check_bits
 from .assemble import assemble
 from .keys import RecipeError, nearest_key
@@ -22,7 +23,7 @@ from .sharded import gathered
 from .sources import training_examples
 from .stage import LEFT_OUT, STOPPED, run_stage, shared_out
 from .trainer import checkpoints, discard
-from .whole import save_whole, write_text, writing
+from .whole import save_whole
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
 
@@ -62,6 +63,10 @@ def check(recipe: Recipe, *, count: int = 1) -> None:
     check_extras(recipe.train)
     for stage in recipe.train.stages:
         _check_stage(stage)
+        if recipe.train.features is not None and "encoders" in stage.trains:
+            raise RecipeError(
+                f"stage {stage.name!r}: encoders cannot learn where train.features is read in their place"
+            )
         shared_out(stage, count)
 
 

@@ -17,16 +17,17 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from ..data.collate import Collator
 from ..data.dialogue import image_id_of
 from ..data.example import Example
-from ..data.images import GreyImages
+from ..data.mixture import Mixture
 from ..data.spares import Spares
 from ..model.attention import available, packs
 from ..model.modeling import CommForConditionalGeneration
 from ..model.processing import CommProcessor
+from ..model.stored_pixels import stored_pixels
 from .calibrate import scale_visual_tokens
 from .callbacks import Watch
 from .imageless import EveryBranch
 from .keys import RecipeError
-from .parallel import processes
+from .parallel import processes, together
 from .recipe import Recipe, Stage, Train
 from .sharded import fsdp_config
 from .sources import stage_mixture
@@ -45,38 +46,24 @@ def run_stage(
     examples: Mapping[str, Sequence[Example]], folder: Path, *, log: Path,
 ) -> StageTrainer:  # fmt: skip
     """One stage, from its last whole checkpoint in `folder` if there is one; the model is trained in place."""
-    train = recipe.train
-    number = recipe.train.stages.index(stage)
-    mixture = stage_mixture(stage, recipe.data, examples, seed=train.seed + number)
-    model.model.language_model.set_attn_implementation(attention(recipe))
-    images = processor.image_processor
-    collator = Collator(
-        processor.tokenizer,
-        GreyImages(images) if recipe.data.pixels == "grey" else images,
-        model.config.num_image_tokens,
-        max_length=train.max_length,
-        layout="joined" if packs(train.attention) else "mask",
-        geometry=images.geometry,
-        spare=None if recipe.data.faults == "refuse" else Spares(mixture, log.with_name(LEFT_OUT)),
-    )
     found = checkpoints(folder)
-    adapted = stage.lora.rank > 0
-    if number == 0 and train.visual_scale is not None and not train.start and (adapted or not found):
-        first = collator([mixture[index] for index in range(min(stage.batch, MEASURED))])
-        if "pixel_values" in first:
-            scale_visual_tokens(model, first["pixel_values"], scale=train.visual_scale)
-    grey = images(images=[Image.new("RGB", (64, 64), (128, 128, 128))], return_tensors="pt")["pixel_values"]
     watch = Watch(stage.name, log)
-    trainer = StageTrainer(
-        model=model, args=arguments(recipe, stage, model, folder), train_dataset=mixture,  # type: ignore[arg-type]
-        data_collator=EveryBranch(collator, image_id_of(processor.tokenizer), grey),  # type: ignore[arg-type]
-        trains=stage.trains, decay=stage.decay, spike=stage.spike, batch=stage.batch, stopped=log.with_name(STOPPED),
-        adapted=adapted, callbacks=[watch],
-    )  # fmt: skip
+    with together():
+        mixture = stage_mixture(stage, recipe.data, examples, seed=recipe.train.seed + recipe.train.stages.index(stage))
+        model.model.language_model.set_attn_implementation(attention(recipe))
+        collator = _collator(recipe, model, processor, mixture, log)
+        if not found or stage.lora.rank:  # a checkpoint of adapters holds what is trained alone
+            _scale(recipe, stage, model, [mixture[index] for index in range(min(stage.batch, MEASURED))], collator)
+        trainer = StageTrainer(
+            model=model, args=arguments(recipe, stage, model, folder), train_dataset=mixture,  # type: ignore[arg-type]
+            data_collator=_with_grey(collator, processor),  # type: ignore[arg-type]
+            trains=stage.trains, decay=stage.decay, spike=stage.spike, batch=stage.batch, stopped=log.with_name(STOPPED),
+            adapted=stage.lora.rank > 0, callbacks=[watch],
+        )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     vars(model.config).pop("use_cache", None)  # the Trainer's doing; a config that was loaded again would lack it
     model.train()
-    for part in train.compile:
+    for part in recipe.train.compile:
         for module in compiled(model, part):
             module.compile()
     try:
@@ -85,6 +72,42 @@ def run_stage(
         watch.close()
     model.eval()
     return trainer
+
+
+def _collator(
+    recipe: Recipe, model: CommForConditionalGeneration, processor: CommProcessor, mixture: Mixture, log: Path
+) -> Collator:
+    train, images = recipe.train, processor.image_processor
+    shown: Any = images
+    if train.features is not None:
+        shown = stored_pixels(Path(train.features), model.model.vision_tower, images)
+    return Collator(
+        processor.tokenizer,
+        shown,
+        model.config.num_image_tokens,
+        max_length=train.max_length,
+        layout="joined" if packs(train.attention) else "mask",
+        geometry=images.geometry,
+        pixels=recipe.data.pixels,
+        spare=None if recipe.data.faults == "refuse" else Spares(mixture, log.with_name(LEFT_OUT)),
+    )
+
+
+def _scale(
+    recipe: Recipe, stage: Stage, model: CommForConditionalGeneration, groups: list[list[Example]], collator: Collator
+) -> None:
+    """`train.visual_scale`, before a run's first stage."""
+    scale = recipe.train.visual_scale
+    if scale is None or recipe.train.start or recipe.train.stages[0] != stage:
+        return
+    first = collator(groups)
+    if "pixel_values" in first:
+        scale_visual_tokens(model, first["pixel_values"], scale=scale)
+
+
+def _with_grey(collator: Collator, processor: CommProcessor) -> EveryBranch:
+    grey = processor.image_processor(images=[Image.new("RGB", (64, 64), (128, 128, 128))], return_tensors="pt")
+    return EveryBranch(collator, image_id_of(processor.tokenizer), grey["pixel_values"])
 
 
 def arguments(recipe: Recipe, stage: Stage, model: CommForConditionalGeneration, folder: Path) -> TrainingArguments:
@@ -107,6 +130,7 @@ def arguments(recipe: Recipe, stage: Stage, model: CommForConditionalGeneration,
         logging_nan_inf_filter=False,
         save_steps=train.save_every,
         save_total_limit=train.keep,
+        ddp_find_unused_parameters=False,  # every branch has a part in every batch: see `imageless`
         remove_unused_columns=False,
         dataloader_pin_memory=not cpu,
         dataloader_num_workers=recipe.data.workers,

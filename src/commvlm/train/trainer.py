@@ -18,10 +18,11 @@ from transformers import Trainer
 
 from ..data.mixture import Mixture
 from ..model.modeling import CommForConditionalGeneration
+from ..model.storage import write_text, writing
 from . import sharded
 from .adapters import load_trained, save_trained
 from .parallel import processes, together
-from .whole import flush, write_text, writing
+from .whole import flush
 
 
 class Diverged(ValueError):
