@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-DATA = {".py", ".json", ".jinja", ".safetensors", ".html", ".yaml", ".md", ".typed"}
+DATA = {".py", ".json", ".jinja", ".safetensors", ".html", ".css", ".js", ".yaml", ".md", ".typed"}
 
 INSTALLED = """
 import sys
