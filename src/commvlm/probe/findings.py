@@ -4,7 +4,7 @@ interval allows to say of it."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -22,17 +22,44 @@ CEILING = 0.99
 @dataclass(frozen=True)
 class Row:
     """finding: F1 to F4, or "control". measured: in words, percent with 95 percent intervals. verdict: one of `VERDICTS`, or
-    `NOT_READ`."""
+    `NOT_READ`. about: the trained encoders that it speaks of. metric: by which."""
 
     finding: str
     claim: str
     measured: str
     verdict: str
+    about: tuple[str, ...] = ()
+    metric: str = ""
 
 
 def findings(probe: Probe) -> list[Row]:
-    """Every claim that the probe can speak of, and those that it lacks the encoders for."""
-    return [*_controls(probe), *_first(probe), *_second(probe), *_third(probe), *_fourth(probe)]
+    """Every claim that the probe can speak of, and those that it lacks the encoders for.
+
+    A claim about an encoder that is not above its random twin on the claim's metric cannot be told, whatever was measured: it
+    would be about the architecture.
+    """
+    rows = [*_first(probe), *_second(probe), *_third(probe), *_fourth(probe)]
+    return [*_controls(probe), *(_qualified(probe, row) for row in rows)]
+
+
+def _qualified(probe: Probe, row: Row) -> Row:
+    weak = [encoder for encoder in row.about if not _above_twin(probe, encoder, row.metric)]
+    if row.verdict == NOT_READ or not weak:
+        return row
+    return replace(row, measured=f"{row.measured}; {' and '.join(weak)} not above its twin", verdict=VERDICTS[0])
+
+
+def _above_twin(probe: Probe, encoder: str, metric: str) -> bool:
+    """Whether the best layer is above the random twin's best; true where no twin was read."""
+    gap = _twin_gap(probe, encoder, metric)
+    return gap is None or gap.sure > 0
+
+
+def _twin_gap(probe: Probe, encoder: str, metric: str) -> Interval | None:
+    twin = probe.twin(encoder)
+    own = probe.curve(encoder, HEAD, metric)
+    random = probe.curve(twin, HEAD, metric) if twin is not None else {}
+    return highest(own).minus(highest(random)) if own and random else None
 
 
 def highest(curve: Mapping[int, Point]) -> Point:
@@ -54,13 +81,9 @@ def _curves(probe: Probe, encoder: str, head: str = HEAD) -> dict[str, dict[int,
 def _controls(probe: Probe) -> Iterator[Row]:
     """Is each encoder above its random twin? What is said of one that is not, is said of its architecture."""
     for encoder in probe.encoders():
-        twin = probe.twin(encoder)
-        if twin is None:
-            continue
         for metric in ("rec", "auc"):
-            own, random = probe.curve(encoder, HEAD, metric), probe.curve(twin, HEAD, metric)
-            if own and random:
-                gap = highest(own).minus(highest(random))
+            gap = _twin_gap(probe, encoder, metric)
+            if gap is not None:
                 measured = f"best layer minus the twin's best, {TITLES[metric]}: {shown(gap)}"
                 yield Row("control", f"{encoder} is above its random twin", measured, _of(gap))
 
@@ -77,7 +100,14 @@ def _first(probe: Probe) -> Iterator[Row]:
         measured = (
             f"{tops}; presence's best lies {shift.value:+.0f} [{shift.low:+.0f}, {shift.high:+.0f}] layers deeper"
         )
-        yield Row("F1", f"{encoder}: the best layer for REC is shallower than that for presence", measured, _of(shift))
+        yield Row(
+            "F1",
+            f"{encoder}: the best layer for REC is shallower than that for presence",
+            measured,
+            _of(shift),
+            (encoder,),
+            "rec",
+        )
         yield _last_layer(encoder, curves["rec"], "rec", claim="REC falls towards the last layer", wanted=-1)
         yield _last_layer(encoder, curves["auc"], "auc", claim="presence keeps improving to the last layer", wanted=1)
 
@@ -94,7 +124,7 @@ def _last_layer(encoder: str, curve: Mapping[int, Point], metric: str, *, claim:
     *before, last = list(curve)
     gap = curve[last].minus(highest({k: curve[k] for k in before})) if before else Interval(0.0, 0.0, 0.0)
     measured = f"layer {last} minus the best before it, {TITLES[metric]}: {shown(gap)}"
-    return Row("F1", f"{encoder}: {claim}", measured, _of(gap, wanted))
+    return Row("F1", f"{encoder}: {claim}", measured, _of(gap, wanted), (encoder,), metric)
 
 
 def _second(probe: Probe) -> Iterator[Row]:
@@ -112,15 +142,22 @@ def _second(probe: Probe) -> Iterator[Row]:
     plain = {name: highest(probe.curve(name, "linear", "rec")) for name in ("clip", "dinov2")}
     half = probe.sources["dinov2"]["depth"] // 2
     gap = highest({k: p for k, p in dino["rec"].items() if k > half}).minus(highest(clip["rec"]))
-    yield Row("F2", claims["deep"], f"best of DINOv2's second half minus CLIP's best: {shown(gap)}", _of(gap))
+    yield Row(
+        "F2",
+        claims["deep"],
+        f"best of DINOv2's second half minus CLIP's best: {shown(gap)}",
+        _of(gap),
+        ("dinov2",),
+        "rec",
+    )
     gains = {
         name: _difference(highest(curve["rec"]), plain[name]) for name, curve in (("clip", clip), ("dinov2", dino))
     }
     more = gains["dinov2"].minus(gains["clip"])
     told = f"DINOv2 {shown(gains['dinov2'].interval)}, CLIP {shown(gains['clip'].interval)}; difference {shown(more)}"
-    yield Row("F2", claims["gain"], f"MLP minus linear, best layers: {told}", _of(more))
+    yield Row("F2", claims["gain"], f"MLP minus linear, best layers: {told}", _of(more), ("dinov2",), "rec")
     gap = highest(dino["auc"]).minus(highest(clip["auc"]))
-    yield Row("F2", claims["pope"], f"DINOv2 minus CLIP, presence AUC: {shown(gap)}", _of(gap, -1))
+    yield Row("F2", claims["pope"], f"DINOv2 minus CLIP, presence AUC: {shown(gap)}", _of(gap, -1), ("dinov2",), "auc")
 
 
 def _difference(a: Point, b: Point) -> Point:
@@ -138,7 +175,7 @@ def _third(probe: Probe) -> Iterator[Row]:
             claim = f"{encoder}: LLN-Layerscale over all layers is above the best single layer ({TITLES[metric]})"
             learned = gaps.get("lln-layerscale(all)")
             verdict = NOT_READ if learned is None else _of(learned)
-            yield Row("F3", claim, f"merge minus the best layer: {told}", verdict)
+            yield Row("F3", claim, f"merge minus the best layer: {told}", verdict, (encoder,), metric)
             if {"mean(half)", "mean(all)"} <= merged.keys():
                 yield _shallow(encoder, metric, merged)
 
@@ -147,7 +184,9 @@ def _shallow(encoder: str, metric: str, merged: Mapping[str, Point]) -> Row:
     gap = merged["mean(all)"].minus(merged["mean(half)"])
     hurts = encoder == "dinov2"
     claim = f"{encoder}: shallow layers {'hurt' if hurts else 'help'} a plain mean ({TITLES[metric]})"
-    return Row("F3", claim, f"mean(all) minus mean(half): {shown(gap)}", _of(gap, -1 if hurts else 1))
+    return Row(
+        "F3", claim, f"mean(all) minus mean(half): {shown(gap)}", _of(gap, -1 if hurts else 1), (encoder,), metric
+    )
 
 
 def _fourth(probe: Probe) -> Iterator[Row]:
@@ -170,7 +209,9 @@ def _fourth(probe: Probe) -> Iterator[Row]:
                 yield Row("F4", claim, f"the probe has no {encoder if not own else other}", NOT_READ)
                 continue
             gap = highest(own).minus(highest(rival))
-            yield Row("F4", claim, f"best layer minus {other}'s best, {TITLES[metric]}: {shown(gap)}", _of(gap, wanted))
+            measured = f"best layer minus {other}'s best, {TITLES[metric]}: {shown(gap)}"
+            about = () if other == probe.twin(encoder) else (encoder,)
+            yield Row("F4", claim, measured, _of(gap, wanted), about, metric)
 
 
 def as_markdown(probe: Probe) -> str:
