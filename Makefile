@@ -48,7 +48,7 @@ test-slow: $(READY) ## the tests of minutes
 # Chromium itself is the system's; CHROMIUM=/path/to/it where it is not on the PATH.
 test-browser: $(READY) ## the web demo, driven in headless Chromium
 	$(BIN)/python -m pip install --quiet -e ".[browser]"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser -q -rs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser -q -rs tests/test_demo_page.py
 
 check: $(READY) ## ruff and pyright
 	$(BIN)/ruff check .
