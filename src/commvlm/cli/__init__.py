@@ -15,6 +15,7 @@ from .evaluate import add_evaluate
 from .export import add_export
 from .microworld import add_microworld
 from .model import add_build, add_compare, add_import, add_inspect, add_recipes
+from .plan import add_plan
 from .probe import add_probe
 from .receipts import add_receipts, add_rescore
 from .score import add_score
@@ -26,6 +27,7 @@ COMMANDS = (
     add_recipes,
     add_inspect,
     add_compare,
+    add_plan,
     add_build,
     add_import,
     add_train,

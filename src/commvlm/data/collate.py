@@ -16,13 +16,13 @@ from .dialogue import IGNORED, Encoded, encode_all, encode_prompt, image_id_of
 from .example import Example
 from .geometry import GEOMETRIES, View
 from .images import OPENERS
-from .packing import Batch, block_rows, pack, packed_rows, padded_rows
+from .packing import Batch, joined_row, pack, packed_rows, padded_rows
 from .templates import SYSTEM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LAYOUTS = ("mask", "blocks")
+LAYOUTS = ("mask", "joined")
 Spare = Callable[[Sequence[Example], ValueError, int], Sequence[Example]]
 """A group that cannot be used, why, and how many were tried before -> another group; it may raise instead."""
 
@@ -35,7 +35,7 @@ class Collator:
     image_tokens: how many `<image>` ids stand for one image.
     max_length: the most tokens one dialogue may have, None for no limit. Nothing is ever cut: a longer one is an error,
         since cutting takes either image tokens or supervised ones.
-    layout: of packed groups, "mask" or "blocks" (see `packing`).
+    layout: of packed groups, "mask" or "joined" (see `packing`).
     geometry: what the image processor shows of an image, so that boxes are written for it. codec: how they are written.
     pixels: what is shown of an image (`images.OPENERS`).
     spare: gives another group for one that cannot be used (a broken image, too long); None refuses the batch.
@@ -64,8 +64,8 @@ class Collator:
         """A group = examples about one image = one row of the batch.
 
         -> input_ids, labels, position_ids (b, n) int64; attention_mask (b, n) int64, or (b, 1, n, n) bool when a group
-        has several examples; pixel_values (images, P), absent without images. In layout "blocks" no mask, but
-        prefix_length and branches. Raises ValueError with the example's id.
+        has several examples; pixel_values (images, P), absent without images. In layout "joined" one row, no mask, but
+        segments. Raises ValueError with the example's id.
         """
         if not groups:
             raise ValueError("the batch is empty: it needs at least one group of examples")
@@ -77,14 +77,12 @@ class Collator:
             groups = [self._usable(group) for group in groups]
             images, encoded = self._encoded(groups)
         image_id = image_id_of(self.tokenizer) if images else None
-        if self.layout == "blocks":
-            batch = block_rows(groups, encoded, pad=self._pad, image_id=image_id)
-        elif all(len(group) == 1 for group in groups):
+        if self.layout == "mask" and all(len(group) == 1 for group in groups):
             batch = padded_rows(encoded, pad=self._pad)
         else:
             rows = iter(zip([example for group in groups for example in group], encoded, strict=True))
             packed = [pack([next(rows) for _ in group], image_id=image_id) for group in groups]
-            batch = packed_rows(packed, pad=self._pad)
+            batch = joined_row(packed) if self.layout == "joined" else packed_rows(packed, pad=self._pad)
         return batch | self._pixels([group[0] for group in groups], images)
 
     def prompt_batch(self, examples: Sequence[Example]) -> Batch:

@@ -90,7 +90,8 @@ def stream_layers(
     take: Callable[[int, Tensor], None],
     final_norm: str = "before",
 ) -> None:
-    """Runs the encoder, outside any graph, and hands over the patch tokens of each asked layer as its block finishes.
+    """Runs the encoder, outside any graph unless adapters in it learn, and hands over the patch tokens of each asked layer
+    as its block finishes.
 
     pixels: (b, 3, H, W), normalised for this encoder. layers: ascending, 1-based; the encoder has no block beyond the last
     of them. take: called with (0-based place among the asked layers, tokens (b, n, d), n = rows x columns of patches),
@@ -113,7 +114,7 @@ def stream_layers(
 
     hooks = [blocks[layer - 1].register_forward_hook(hand_over(place)) for place, layer in enumerate(early)]
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(learning and any(p.requires_grad for p in encoder.parameters())):
             output = encoder(**family.inputs(pixels, encoder.config), return_dict=True, **family.call)
     finally:
         for hook in hooks:

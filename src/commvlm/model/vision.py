@@ -13,7 +13,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from .branches import Branch, make_fuse, make_reduce
 from .config import CommVisionConfig
-from .encoders import freeze, new_encoder, read_layers, stream_layers
+from .encoders import new_encoder, read_layers, stream_layers
 from .families import family_of
 from .knock_out import KnockOut, parse_knock_out
 from .merge import Layerscale
@@ -79,10 +79,11 @@ class CommVisionModel(PreTrainedModel):
         return self.get_submodule(f"enc_{name}")  # type: ignore[return-value]
 
     def train(self, mode: bool = True) -> CommVisionModel:
-        """Encoders stay frozen, in eval mode, whatever the rest does."""
+        """Encoders stay frozen, in eval mode, whatever the rest does; adapters beside their weights (peft's) may learn."""
         super().train(mode)
         for name in self.config.names:
-            freeze(self.encoder(name))
+            for key, parameter in self.encoder(name).eval().named_parameters():
+                parameter.requires_grad_(parameter.requires_grad and ".lora_" in key)
         return self
 
     def split_pixels(self, pixel_values: Tensor) -> list[Tensor]:

@@ -23,5 +23,16 @@ def save_whole(folder: Path, model: CommForConditionalGeneration, processor: Com
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+    flush(part)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
+
+
+def flush(folder: Path) -> None:
+    """Everything in the folder on the disk itself, so that a machine that dies leaves no empty files under good names."""
+    for path in (*folder.rglob("*"), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
