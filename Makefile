@@ -52,7 +52,7 @@ test-slow: $(READY) ## the tests of minutes
 # Chromium itself is the system's; CHROMIUM=/path/to/it where it is not on the PATH.
 test-browser: $(READY) ## the web demo, driven in headless Chromium
 	$(BIN)/python -m pip install --quiet -e ".[browser]"
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser -q -rs
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser -q -rs tests/test_demo_page.py
 
 test-kill: $(READY) ## kill a run 20 times, in one and in two processes, and compare with one that nothing interrupts
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -k kill_twenty_times -s -q tests/test_parallel.py
