@@ -74,7 +74,7 @@ def test_a_notebook_runs_at_a_small_size(name, tmp_path):
     book = nbformat.read(DOCS / "notebooks" / name, as_version=4)
     for cell in book.cells:
         cell.source = re.sub(r"^SCALE = 1\.0$", "SCALE = 0.005", cell.source, flags=re.MULTILINE)
-        cell.source = cell.source.replace("[:400]", "[:6]").replace("count=40", "count=2")
+        cell.source = cell.source.replace("[:200]", "[:3]").replace("count=40", "count=2")
     nbclient.NotebookClient(book, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
     outputs = [output for cell in book.cells if cell.cell_type == "code" for output in cell.outputs]
     assert any("image/png" in output.get("data", {}) for output in outputs)

@@ -26,7 +26,7 @@ PROMISED = {  # visual tokens, by the patches of the images that the papers feed
     "peers/dense-connector-sti-7b": 576 + 72 + 72, "peers/dense-connector-sci-7b": 576,
     "peers/dense-connector-dci-7b": 576, "controls/clip-336-7b": 576, "controls/clip-336-mfm-7b": 576,
     "controls/dinov2-336-7b": 576, "controls/dinov2-336-mfm-7b": 576, "controls/comm-no-mfm-7b": 576,
-    "controls/clip-h-mfm-7b": 576,
+    "controls/clip-h-mfm-7b": 576, "comm-modern-4b": 27 * 27,
 }  # fmt: skip
 
 
@@ -57,6 +57,17 @@ def test_comm_is_what_the_paper_says(name, capsys):
     assert rows["encoders", "dinov2"]["layers"] == "19-24 of 24"
     for encoder, published in LARGE.items():
         assert rows["encoders", encoder]["parameters"] == pytest.approx(published, rel=0.01)
+
+
+def test_the_modern_recipe_has_the_published_sizes(capsys):
+    """4,022,468,096 of Qwen3-4B's safetensors (its embedding is its head), one row more for the placeholder."""
+    rows = inspected("comm-modern-4b", capsys)
+    assert rows["language_model", ""]["parameters"] == 4_022_468_096 + 2560
+    assert rows["encoders", "siglip2"]["parameters"] == pytest.approx(
+        412e6, rel=0.01
+    )  # its vision half without the pooling head
+    assert rows["encoders", "dinov3"]["parameters"] == pytest.approx(303e6, rel=0.01)
+    assert rows["total", ""]["grid"] == [27, 27]
 
 
 def test_the_capacity_control_is_as_large_and_as_costly_as_two_encoders(capsys):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import nbformat
 from nbclient import NotebookClient
@@ -17,8 +18,14 @@ def run(path: Path) -> None:
     for cell in book.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
+            cell.outputs = [one for one in cell.outputs if not _idle(one)]
     nbformat.write(book, path)
+
+
+def _idle(output: Any) -> bool:
+    """Whether it is a warning or what is left of a progress bar."""
+    shown = str(output.get("data", {}).get("text/plain", "something"))
+    return output.get("name") == "stderr" or not shown.strip() or "ipywidgets" in shown
 
 
 if __name__ == "__main__":

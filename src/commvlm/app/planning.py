@@ -48,8 +48,8 @@ PAPER = {"comm-7b": {"stage1": 100.0, "stage2": 20.0}}
 
 @dataclass(frozen=True)
 class Text:
-    """Tokens besides an image's. front: text before a row's questions. words: of a question with its answer. answer: of these,
-    the supervised ones."""
+    """Tokens besides an image's. front: text before a row's questions. words: of a question with its answer. answer: of
+    these, the supervised ones."""
 
     front: int = 40
     words: int = 60
@@ -102,7 +102,7 @@ class Machine:
 
 
 def machine(name: str, count: int, efficiency: float | None = None) -> Machine:
-    """A machine by its GPU's name in the table; "cpu" is this one, its speed measured. Raises ValueError for an unknown name."""
+    """A machine by its GPU's name in the table; "cpu" is this one, its speed measured. Raises ValueError for another name."""
     if name == "cpu":
         memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
         return Machine(
@@ -118,7 +118,7 @@ def measured_peak(side: int = 1024, runs: int = 5) -> float:
     taken = []
     for _ in range(runs):
         begin = time.perf_counter()
-        a @ a
+        torch.mm(a, a)
         taken.append(time.perf_counter() - begin)
     return 2 * side**3 / min(taken)
 
@@ -169,7 +169,7 @@ class Planner:
         return Memory(weights, there, optimizer, held.copies, held.activations, held.logits, gathered, overhead)
 
     def _gathered(self, sizes: Sizes, train: Train) -> int:
-        """What stands beside the shards for a while: in FSDP the units at work and the one that comes, and what is in none."""
+        """What stands beside the shards for a while: in FSDP the units at work and the next one, and what is in none."""
         if self.on.count == 1:
             return 0
         if train.engine in ("ddp", "zero2"):

@@ -68,9 +68,9 @@ def _plan(options: argparse.Namespace) -> int:
         print(_table(planner, plans))
     if over is None:
         return 0
-    needs, has = over.memory.total / 1e9, planner.on.memory / 1e9
+    needs, has, where = over.memory.total / 1e9, planner.on.memory / 1e9, planner.on.name
     print(
-        f"commvlm: error: stage {over.stage.name!r} needs {needs:.1f} GB of {has:.1f} GB on each {planner.on.name}; it cannot fit",
+        f"commvlm: error: stage {over.stage.name!r} needs {needs:.1f} GB of {has:.1f} GB on each {where}; it cannot fit",
         file=sys.stderr,
     )
     for says, left in ways:
@@ -107,8 +107,9 @@ def _table(planner: Planner, plans: list[StagePlan]) -> str:
     from ..app.planning import ASSUMED, paper_hours
 
     on, text, train = planner.on, planner.text, planner.recipe.train
+    engine = train.engine if on.count > 1 else "one process"
     head = (
-        f"{planner.recipe.name} on {on.count} x {on.name}: {train.engine if on.count > 1 else 'one process'}, {train.precision}"
+        f"{planner.recipe.name} on {on.count} x {on.name}: {engine}, {train.precision}"
         f"{', checkpointing' if train.checkpointing else ''}; GB of one process when it holds most"
     )
     parts = [field.name for field in dataclasses.fields(plans[0].memory)]

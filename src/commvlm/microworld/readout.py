@@ -88,7 +88,8 @@ def features(encoder: PreTrainedModel, pixels: Tensor, *, family: str, layers: S
 def read_out(train: tuple[Tensor, Seen], test: tuple[Tensor, Seen], *, steps: int = 1200, seed: int = 0) -> Reading:
     """Two of the probe's heads fitted on one layer's training features (`steps` updates) and scored on its test features."""
     (x, seen), (y, held) = train, test
-    material = Material((GRID, GRID), seen.categories, *standardise(x, y), seen.truth, held.truth)
+    fitted, asked = standardise(x, y)
+    material = Material((GRID, GRID), seen.categories, fitted, asked, seen.truth, held.truth)
     effort = Effort(steps=steps)
     presence = ask(material, ("presence",), head="linear", seed=seed, effort=effort)["auc"]
     rec = ask(material, ("rec",), head="mlp", seed=seed, effort=effort)["rec"]

@@ -1,8 +1,8 @@
 """A training step without its numbers: what it holds and computes, counted on tensors that have shapes alone.
 
-The real model runs forward and backward on fake tensors (torch's FakeTensorMode), operation by operation as on a CPU, so nothing is
-estimated by formula: live tensors are counted as `memory` counts them in a real run, FLOPs as torch's counter does. Any family of
-language model or encoder, any merge and any set of trained parts is counted by the same code. Seconds for 7B, no memory.
+The real model runs forward and backward on fake tensors (torch's FakeTensorMode), operation by operation as on a CPU, so
+nothing is estimated by formula: live tensors are counted as `memory` counts them in a real run, FLOPs by torch's counter. Any
+family of language model or encoder, any merge and any set of trained parts is counted by the same code, without any memory.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from .modeling import CommForConditionalGeneration
 
 @dataclass(frozen=True)
 class Shape:
-    """What one forward pass reads. images: rows, each with one image. prefix: shared tokens of a row, its visual ones included.
-    branches: lengths of what follows in each row. supervised: positions of all rows that have logits. packed: all rows in one,
-    read by shared-prefix attention; otherwise padded rows with a mask."""
+    """What one forward pass reads. images: rows, each with one image. prefix: shared tokens of a row, visual ones included.
+    branches: lengths of what follows in each row. supervised: positions of all rows that have logits. packed: all rows in
+    one, read by shared-prefix attention; otherwise padded rows with a mask."""
 
     images: int
     prefix: int
@@ -45,8 +45,9 @@ class Shape:
 
 @dataclass(frozen=True)
 class Way:
-    """How a step is computed. trains: the parts that learn. autocast: weights in fp32, computed in bf16; half: weights in bf16.
-    checkpointing: of the language model's blocks. adapt: what is done to the model then, such as adapters put in, or None."""
+    """How a step is computed. trains: the parts that learn. autocast: weights in fp32, computed in bf16; half: weights in
+    bf16. checkpointing: of the language model's blocks. adapt: what is done to the model then, such as
+    adapters put in, or None."""
 
     trains: frozenset[str]
     autocast: bool = False

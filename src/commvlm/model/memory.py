@@ -49,8 +49,8 @@ class LiveBytes(TorchDispatchMode):
 
 
 def tensors(value: Any) -> Iterator[torch.Tensor]:
-    """The tensors in nested tuples, lists and dicts. The library's own walk leaves a cycle behind, which keeps them alive until
-    the collector runs."""
+    """The tensors in nested tuples, lists and dicts. The library's own walk leaves a cycle behind, which keeps them alive
+    until the collector runs."""
     if isinstance(value, torch.Tensor):
         yield value
     elif isinstance(value, tuple | list):

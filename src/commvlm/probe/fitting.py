@@ -6,6 +6,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from .tasks import Effort, Material, read_out
 MERGES = ("mean(half)", "mean(all)", "lln-layerscale(all)")
 """Places beside single layers: the mean of the second half of the layers, of all, and a merge learned with the head."""
 CODES = 128
+_BROKEN = (OSError, ValueError, KeyError, EOFError, BadZipFile)
+"""What NumPy raises on a damaged file."""
 
 
 @dataclass(frozen=True)
@@ -59,12 +62,15 @@ def unit_path(folder: Path, unit: Unit) -> Path:
 
 
 def unit_done(folder: Path, unit: Unit) -> bool:
-    """Whether the unit's results are there, from these weights."""
+    """Whether the unit's results are there, whole, from these weights."""
     path = unit_path(folder, unit)
     if not path.exists():
         return False
-    with np.load(path) as file:
-        return str(file["identity"]) == unit.source.identity
+    try:
+        with np.load(path) as file:
+            return str(file["identity"]) == unit.source.identity
+    except _BROKEN:
+        return False
 
 
 @dataclass(frozen=True)
@@ -138,7 +144,7 @@ def tallies_of(path: Path) -> dict[tuple[str, str], tuple[np.ndarray, np.ndarray
         with np.load(path) as file:
             names = [name.split("/")[:2] for name in file.files if name.endswith("/sums")]
             return {(h, m): (file[f"{h}/{m}/sums"], file[f"{h}/{m}/counts"]) for h, m in names}
-    except (OSError, ValueError, KeyError) as error:
+    except _BROKEN as error:
         raise ValueError(
             f"{path} is no results of a probe, or damaged; remove it and run the same command again"
         ) from error

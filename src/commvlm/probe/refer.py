@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -41,7 +42,7 @@ def refer_problem(data: Path, *, images: Path | None = None, train: int, test: i
         images = folder / "images" if (folder / "images").is_dir() else folder
     pickles = sorted(folder.glob("refs(*).p")) if data.is_dir() else []
     if pickles:
-        files = {"refs": pickles[0], "instances": folder / "instances.json"}
+        files: dict[str, Any] = {"refs": pickles[0], "instances": folder / "instances.json"}
         fitted, held = (_pictures(read("refer", images=images, split=split, **files)) for split in ("train", "val"))
     else:
         fitted, held = _lines(data, images)

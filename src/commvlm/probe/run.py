@@ -27,7 +27,7 @@ from ..model.feature_store import image_key
 from ..model.feature_writer import store_features
 from ..model.frozen import FrozenEncoder, open_frozen
 from ..model.spec import EncoderSpec
-from ..model.storage import write_text
+from ..model.storage import write_text, writing
 from .fitting import MERGES, Fitting, Source, Unit, fit_unit, set_up, unit_done
 from .problem import Grid, Picture, Problem, truth_of
 from .tasks import TASKS, Effort
@@ -58,6 +58,13 @@ def run_probe(
 
     Raises ValueError where OUT holds other questions, or features of other weights; OSError when the disk is full.
     """
+    with writing(out):
+        return _run(problem, encoders, out, settings, jobs=jobs, batch=batch)
+
+
+def _run(
+    problem: Problem, encoders: Sequence[EncoderSpec], out: Path, settings: Settings, *, jobs: int, batch: int
+) -> list[Source]:
     _claim(out, problem, settings)
     passes = _Passes(problem, out, settings, batch=batch)
     sources = [passes.source(spec, kind) for spec, kind in _specs(encoders, settings)]

@@ -23,6 +23,8 @@ from .session import MAX_BYTES
 
 WAITING = 16
 """Questions that may wait for the model; one more is told to come back."""
+VISITORS = 64
+"""Whose images and patch tokens are held at once (some 20 MB each with COMM's own encoders); the oldest go first."""
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 POLICY = (
     "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; "
@@ -95,6 +97,7 @@ def serve(
     _, url, _ = page.launch(
         server_name=host, server_port=port, prevent_thread_lock=True, quiet=True, share=False, ssr_mode=False,
         mcp_server=False, enable_monitoring=False, run_history=False, pwa=False, footer_links=[], max_file_size=MAX_BYTES,
+        state_session_capacity=VISITORS,
         theme=Base(primary_hue="teal", neutral_hue="slate", font=["system-ui"], font_mono=["ui-monospace", "monospace"]),
         css=(HERE / "demo.css").read_text("utf-8"),
         app_kwargs={"middleware": [Middleware(Bounded)]},
