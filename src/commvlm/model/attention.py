@@ -146,7 +146,9 @@ def shared_prefix_attention(
             for tail in piece.tails:
                 q, own_k, own_v = next(parts)
                 keys, values = torch.cat([k, own_k], dim=2), torch.cat([v, own_v], dim=2)
-                out.append(F.scaled_dot_product_attention(q, keys, values, attn_mask=tail.scores, scale=scaling))
+                out.append(
+                    F.scaled_dot_product_attention(q, keys, values, attn_mask=tail.scores.to(q.dtype), scale=scaling)
+                )
     return torch.cat(out, dim=2).to(dtype).transpose(1, 2).contiguous(), None
 
 
