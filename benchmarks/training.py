@@ -38,14 +38,20 @@ from transformers import (
     TrainingArguments,
 )
 
+from commvlm.app.gpus import GPUS
 from commvlm.data.dialogue import IGNORED, Encoded
 from commvlm.data.example import Example
 from commvlm.data.packing import joined_row, pack, padded_rows
 from commvlm.model.attention import available
+from commvlm.model.dry import Shape, Way, step_flops
 from commvlm.model.flops import count_flops
 from commvlm.model.importing import import_llava
 from commvlm.model.measure import peak_bytes
+from commvlm.model.modeling import CommForConditionalGeneration
+from commvlm.model.spec import build_config
+from commvlm.train.assemble import model_settings
 from commvlm.train.parts import settle_parts
+from commvlm.train.recipe import load_recipe
 
 IMAGE_ID = 32000
 TRAINS = dict.fromkeys(("project", "language_model"), 2e-5)
@@ -185,6 +191,51 @@ def compare(options: argparse.Namespace, questions: int, images: int) -> list[di
     ]  # fmt: skip
 
 
+def utilisation(options: argparse.Namespace) -> dict[str, Any]:
+    """Model FLOPs utilisation of a recipe's step on one GPU: counted FLOPs, none of them recomputed, by time and peak.
+
+    Weights, gradients and AdamW's states in bf16, random; the language model's blocks are checkpointed; packed rows.
+    """
+    if options.device != "cuda" or not torch.cuda.is_available():
+        raise SystemExit("--mfu measures a GPU: run it where there is one, with --device cuda")
+    recipe = load_recipe(options.mfu)
+    config: Any = build_config(**model_settings(recipe.model))
+    trains = recipe.train.stages[0].trains
+    branches, front = (options.text,) * options.questions, 5 + config.num_image_tokens
+    answer = max(1, options.text // 3)
+    shape = Shape(options.images, front, branches, options.images * options.questions * answer, packed=True)
+    flops = step_flops(config, Way(frozenset(trains), half=True), shape)
+    with torch.device("cuda"):
+        model = CommForConditionalGeneration._from_config(config, dtype=torch.bfloat16)
+    settle_parts(model, trains)
+    model.model.language_model.set_attn_implementation(available("packed"))
+    model.activation_checkpointing_enable({"use_reentrant": False})
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-5, fused=True)
+    row = [config.image_token_id] * config.num_image_tokens + [5] * 5 + [7] * sum(branches)
+    labels = [-100] * front + [*[-100] * (options.text - answer), *[7] * answer] * options.questions
+    places = [*range(front), *list(range(front, front + options.text)) * options.questions]
+    batch = {
+        name: torch.tensor([numbers * options.images], device="cuda")
+        for name, numbers in (("input_ids", row), ("labels", labels), ("position_ids", places))
+    }
+    width = config.vision_config.pixels_per_image
+    pixels = torch.randn(options.images, width, device="cuda", dtype=torch.bfloat16)
+
+    def step() -> None:
+        model.train()(**batch, pixel_values=pixels, segments=[[front, *branches]] * options.images).loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+
+    for _ in range(3):  # compiles, and makes the optimizer's state
+        step()
+    taken = statistics.median(seconds(step, "cuda") for _ in range(options.repeats))
+    peak = GPUS[options.gpu].peak
+    return {
+        "recipe": recipe.name, "gpu": torch.cuda.get_device_name(), "seconds": taken, "TFLOPs": flops / 1e12,
+        "mfu": flops / taken / peak, "peak GB": torch.cuda.max_memory_allocated() / 1e9,
+    }  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--questions", type=int, default=5, help="an image (5)")
@@ -203,8 +254,13 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", choices=("cpu", "cuda"))
     parser.add_argument("--only", choices=("several", "one"), help="one half of the comparison")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--mfu", metavar="RECIPE", help="model FLOPs utilisation of its step instead, on a GPU")
+    parser.add_argument("--gpu", default="h200", choices=sorted(GPUS), help="whose peak --mfu is held against (h200)")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    if options.mfu:
+        print(json.dumps(utilisation(options), indent=1))
+        return
     rows = []
     if options.only != "one":
         rows += compare(options, options.questions, options.images)

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 from conftest import ALL
-from transformers import TrainingArguments
+from transformers import DINOv3ViTConfig, LlamaConfig, TrainingArguments
 
 from commvlm.app import planning
 from commvlm.app.gpus import GPUS, Gpu
@@ -21,7 +21,7 @@ from commvlm.cli import main
 from commvlm.model.build import build_model
 from commvlm.model.dry import Held, Shape, Way, held_bytes, step_flops
 from commvlm.model.memory import live_bytes
-from commvlm.model.spec import build_config
+from commvlm.model.spec import EncoderSpec, build_config
 from commvlm.train.assemble import model_settings
 from commvlm.train.parts import settle_parts
 from commvlm.train.recipe import Recipe, load_recipe
@@ -131,6 +131,26 @@ def test_logits_and_activations_follow_the_shape():
     assert many.activations == pytest.approx(2 * few.activations, rel=0.1)
     padded = held_bytes(config, way, Shape(2, config.num_image_tokens + 10, (30,), 16, False), gradients="there")
     assert padded.total < few.total  # one question in place of three
+
+
+def test_what_is_counted_leaves_no_trace_in_real_runs(tmp_path):
+    """DINOv3 remembers its patches' places between calls."""
+    DINOv3ViTConfig(
+        hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=16
+    ).save_pretrained(tmp_path / "dinov3")
+    LlamaConfig(
+        vocab_size=64, hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    ).save_pretrained(tmp_path / "lm")
+    encoders = [EncoderSpec("dinov3", str(tmp_path / "dinov3"))]
+    config = build_config(encoders, language_model=str(tmp_path / "lm"))
+    shape = Shape(1, config.num_image_tokens + 2, (4,), 2, packed=True)
+    counted = []
+    for _ in range(2):
+        counted.append(step_flops(config, Way(frozenset(ALL)), shape))
+        model = build_model(encoders, language_model=str(tmp_path / "lm"), weights="random")
+        pixels = torch.randn(1, config.vision_config.pixels_per_image)  # type: ignore[union-attr]
+        assert type(model.get_image_features(pixels, return_dict=True).last_hidden_state) is torch.Tensor
+    assert counted[0] == counted[1] > 0
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
+from transformers import pytorch_utils
 
 from .attention import NAME as SHARED_PREFIX
 from .config import CommConfig
@@ -128,9 +129,23 @@ def fake_model(config: CommConfig, way: Way) -> Iterator[CommForConditionalGener
             way.adapt(model)
         if way.checkpointing:
             model.activation_checkpointing_enable({"use_reentrant": False})
-        with FakeTensorMode():
+        with FakeTensorMode(), _nothing_remembered():
             _to_fake(model)
             yield model.train()
+
+
+@contextmanager
+def _nothing_remembered() -> Iterator[None]:
+    """Tensors that the library remembers between calls (DINOv3's places) would leak from here into real runs, or from them.
+
+    Its cache stands aside while torch compiles, and is told so.
+    """
+    asked = pytorch_utils.is_torchdynamo_compiling
+    pytorch_utils.is_torchdynamo_compiling = lambda: True  # pyright: ignore[reportAttributeAccessIssue]
+    try:
+        yield
+    finally:
+        pytorch_utils.is_torchdynamo_compiling = asked  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def _to_fake(model: nn.Module) -> None:
