@@ -11,10 +11,10 @@ import torch
 from transformers import AutoConfig
 
 from ..model.encoders import load_encoder, new_encoder
-from ..model.families import truncate
+from ..model.families import truncate, vision_half
 from .readout import features, probe_scenes, read_out
 
-FAMILIES = {"clip_vision_model": "clip", "dinov2": "dinov2"}
+FAMILIES = {"clip_vision_model": "clip", "dinov2": "dinov2", "vit_mae": "mae", "vit": "deit"}
 
 
 def write_card(folder: Path, *, train: int = 3000, test: int = 1000, steps: int = 1200) -> Path:
@@ -53,7 +53,7 @@ def encoder_scores(
     torch.set_num_threads(1)
     seen, seen_pixels = probe_scenes("probe-train", train, facts["difficulty"])
     held, held_pixels = probe_scenes("probe-test", test, facts["difficulty"])
-    config = AutoConfig.from_pretrained(folder)
+    config = vision_half(AutoConfig.from_pretrained(folder))
     layers = list(range(1, config.num_hidden_layers + 1))
     whole = truncate(config, config.num_hidden_layers)
     torch.manual_seed(12345)
