@@ -39,7 +39,7 @@ class DINOBudget:
     """windows: the share of the updates spent on windows. queue: past scores that Sinkhorn-Knopp sees. grey, swapped: shares
     of views without their colours, and with others."""
 
-    updates: int = 1300
+    updates: int = 900
     batch: int = 32
     windows: float = 0.85
     prototypes: int = 128

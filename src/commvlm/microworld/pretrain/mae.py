@@ -31,7 +31,7 @@ background and hold nothing but sensor noise (variance 0.005 in these units), wh
 class MAEBudget:
     """close: the share of the updates spent on close-ups, which show 12 to 50 % of a scene; the rest shows 30 to 100 %."""
 
-    updates: int = 2400
+    updates: int = 1100
     batch: int = 64
     close: float = 0.6
     muon_lr: float = 0.015

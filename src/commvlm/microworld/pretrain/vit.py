@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
@@ -53,12 +53,22 @@ def new_clip(vocabulary: int, eos: int, pad: int) -> CLIPModel:
 
 
 def new_dinov2() -> Dinov2Model:
-    """A DINOv2 backbone of the same size."""
+    """A DINOv2 backbone of the same size, which starts with sine-cosine positions and looking around."""
     config = Dinov2Config(
         **SIZE, mlp_ratio=4, image_size=SIDE, patch_size=PATCH, hidden_act="gelu", layerscale_value=1.0,
         use_mask_token=True, attn_implementation="eager",  # pyright: ignore[reportCallIssue]
     )  # fmt: skip
-    return Dinov2Model(config)
+    model = Dinov2Model(config)
+    with torch.no_grad():
+        model.embeddings.position_embeddings.copy_(positions(128))
+        reserved = look_around(model, 128)
+        model.embeddings.cls_token[..., reserved] = 0  # the class token starts looking everywhere alike
+    return model
+
+
+def positions(width: int) -> Tensor:
+    """(1, 1 + 64, width): nothing for the class token, the sine-cosine position of every patch."""
+    return build_2d_sinusoidal_position_embedding(GRID, GRID, width, cls_token=True)[None]
 
 
 def new_mae() -> ViTMAEForPreTraining:
@@ -81,7 +91,7 @@ def _set_tables(model: ViTMAEForPreTraining) -> None:
     in a model that is not loaded but made; without positions every hidden patch is answered alike."""
     embeddings, decoder = model.vit.embeddings, model.decoder
     for table in (embeddings.position_embeddings, decoder.decoder_pos_embed):
-        table.copy_(build_2d_sinusoidal_position_embedding(GRID, GRID, table.shape[-1], cls_token=True)[None])
+        table.copy_(positions(table.shape[-1]))
     for token in (embeddings.cls_token, decoder.mask_token):
         nn.init.normal_(token, std=0.02)
 
@@ -100,12 +110,13 @@ NEIGHBOURS = (((0, -1), (0, 1), (-1, 0), (1, 0)), ((-1, -1), (-1, 1), (1, -1), (
 
 
 @torch.no_grad()
-def look_around(model: nn.Module, width: int, *, sharpness: float = 3.0) -> None:
+def look_around(model: nn.Module, width: int, *, sharpness: float = 3.0) -> Tensor:
     """Starts each head of `model`'s attention layers looking at one neighbour of its patch, and passing it on.
 
     As ConViT (d'Ascoli et al., arXiv 2103.10697), here by weights alone: a head's queries are the sine-cosine positions of
     one patch further, its keys the positions themselves, in the `head_dim` channels of highest frequency, to which nothing
-    else writes at the start. Values and outputs are each other's transpose (Trockman and Kolter, arXiv 2305.09828).
+    else writes at the start; returns these. Values and outputs are each other's transpose (Trockman and Kolter, arXiv
+    2305.09828).
     """
     quarter = width // 4
     used = width // 4 // 4  # frequencies; sines and cosines of rows and columns make a head's width of them
@@ -130,6 +141,11 @@ def look_around(model: nn.Module, width: int, *, sharpness: float = 3.0) -> None
     for name, weight in model.named_parameters():
         if name.endswith(("o_proj.weight", "fc2.weight", "patch_embeddings.projection.weight", "decoder_embed.weight")):
             weight[reserved] = 0
+    return reserved
+
+
+STARTS: dict[str, Callable[[], nn.Module]] = {"mae": lambda: new_mae().vit, "dinov2": new_dinov2}
+"""The encoders that do not start as the library would: a card holds them against both starts."""
 
 
 def normalised(pixels: Tensor, family: str) -> Tensor:
