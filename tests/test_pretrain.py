@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from transformers import AutoConfig
 
 from commvlm.data.boxes import PadSquare
 from commvlm.data.dialogue import encode
@@ -23,6 +25,9 @@ from commvlm.microworld.pretrain.vit import keep_patches, new_clip, new_mae
 from commvlm.microworld.readout import auc, patch_centers
 from commvlm.microworld.scene import Thing, sample_scene
 from commvlm.microworld.tokenizer import build_tokenizer
+from commvlm.model.encoders import load_encoder, read_layers
+from commvlm.model.families import truncate, vision_half
+from commvlm.train.assemble import located
 
 
 def start(part, out, updates, minutes=None):
@@ -245,6 +250,48 @@ def test_a_card_of_an_untrained_encoder_does_not_say_that_it_beats_its_twin(tmp_
 def test_a_card_needs_a_pretrained_part(tmp_path):
     with pytest.raises(ValueError, match="no pretraining"):
         write_card(tmp_path)
+
+
+SHIPPED = sorted(
+    card.parent for card in Path(str(resources.files("commvlm") / "microworld" / "weights")).glob("*/card.json")
+)
+
+
+def test_the_page_of_the_micro_world_says_what_the_cards_say():
+    page = (Path(__file__).parents[1] / "docs" / "microworld.md").read_text()
+    cards = {folder.name: json.loads((folder / "card.json").read_text()) for folder in SHIPPED}
+    for name, card in cards.items():
+        if "probes" in card:
+            assert card_row(name, card) in page
+
+
+def card_row(name, card):
+    """| part | views | seconds | presence AUC | REC | random twin | own start | beats its twin | (layers of the best)"""
+
+    def best(who, what):
+        values = card["probes"][who][what]
+        return f"{max(values):.3f} ({card['layers'][int(np.argmax(values))]})"
+
+    def both(who):
+        return f"{max(card['probes'][who]['presence_auc']):.3f} / {max(card['probes'][who]['rec']):.3f}"
+
+    start = both("start") if "start" in card["probes"] else "the twin's"
+    verdict = "yes" if card["beats_twin"] else "**no**"
+    return (
+        f"| `{name}` | {card['views']:,} | {card['seconds']:,.0f} | {best('trained', 'presence_auc')} | "
+        f"{best('trained', 'rec')} | {both('random_twin')} | {start} | {verdict} |"
+    )
+
+
+@pytest.mark.parametrize("folder", [f for f in SHIPPED if f.name != "lm"], ids=lambda f: f.name)
+def test_a_shipped_encoder_is_small_and_gives_every_layer_to_a_recipe(folder):
+    assert (folder / "model.safetensors").stat().st_size <= 3.5e6
+    name = f"micro:{folder.name}"
+    config = vision_half(AutoConfig.from_pretrained(located(name)))
+    encoder = load_encoder(located(name), truncate(config, 8))
+    states = read_layers(encoder, torch.randn(1, 3, 64, 64), layers=range(1, 9))
+    assert [tuple(state.shape) for state in states] == [(1, 64, 128)] * 8
+    assert all(state.isfinite().all() for state in states)
 
 
 @pytest.mark.slow
