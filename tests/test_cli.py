@@ -21,9 +21,10 @@ from test_train import largest_file, snapshot
 from commvlm.cli import main
 
 COMMANDS = [
-    "inspect", "build", "train", "evaluate", "chat", "microworld", "microworld write", "microworld pretrain",
+    "inspect", "build", "train", "evaluate", "chat", "demo", "microworld", "microworld write", "microworld pretrain",
     "microworld card", "quickstart", "score", "score pope", "score mme", "score vqa", "score caption", "score rec",
-    "score reg", "rescore", "receipts", "receipts diff",
+    "score reg", "rescore", "receipts", "receipts diff", "probe", "probe layers", "probe report", "probe simmap",
+    "probe pca", "probe advise", "probe features", "serve", "export", "study",
 ]  # fmt: skip
 
 
@@ -104,7 +105,7 @@ class TestHelp:
         assert out.startswith(f"usage: commvlm {command}")
         examples = out.split("examples:\n")[1].splitlines()
         assert any(line.strip().startswith(f"commvlm {command.split()[0]}") for line in examples)
-        if command in ("microworld", "score"):
+        if command in ("microworld", "score", "probe"):
             return  # its examples are those of its actions
         for option in re.findall(r"(?<= )--\w+(?=[ \n])", "\n".join(examples)):  # dotted ones are keys of the recipe
             assert re.search(rf"(?<!\w){option}\b", out.split("examples:\n")[0]), option

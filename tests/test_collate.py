@@ -218,31 +218,31 @@ def test_packed_losses_and_gradients_are_those_of_separate_rows(collator, pictur
     assert abs(summed_loss(model, blurred).item() - loss) > 1e-3 * abs(loss)  # the walls between branches do matter
 
 
-def test_blocks_hold_what_separate_rows_hold(pictures):
-    """prefix_length and branches cut a row of layout "blocks" back into its dialogues, each one padded."""
-    groups = [about(pictures[0]), about(pictures[1], "x")[:2]]
-    batch = Collator(TOKENIZER, Pixels(), N, layout="blocks")(groups)
-    p, k = batch["prefix_length"], batch["branches"]
-    assert k == 5
+def test_a_joined_row_holds_what_separate_rows_hold(pictures):
+    """segments cut the one row back into images and dialogues; there is no padding and no mask."""
+    groups = [about(pictures[0]), about(pictures[1], "x")[:2], about(pictures[2], "y")[:1]]
+    batch = Collator(TOKENIZER, Pixels(), N, layout="joined")(groups)
     assert "attention_mask" not in batch
-    length = (batch["input_ids"].shape[1] - p) // k
-    assert batch["input_ids"].shape[1] == p + k * length
-    for place, group in enumerate(groups):
-        ids, labels, positions = (batch[key][place].tolist() for key in ("input_ids", "labels", "position_ids"))
-        assert labels[:p] == [IGNORED] * p
-        for number in range(k):
-            cut = slice(p + number * length, p + (number + 1) * length)
-            assert positions[:p] + positions[cut] == list(range(p + length))
-            row = alone(group)[number] if number < len(group) else None
-            if row is None:
-                assert labels[cut] == [IGNORED] * length
-                continue
-            rest = length - (len(row.ids) - p)
-            assert ids[:p] + ids[cut] == row.ids.tolist() + [TOKENIZER.pad_token_id] * rest
-            assert labels[:p] + labels[cut] == row.labels.tolist() + [IGNORED] * rest
-            assert labels[cut][0] == IGNORED
-    assert batch["pixel_values"].shape == (2, 12)
-    with pytest.raises(ValueError, match="no layout 'rows'; layouts: mask, blocks"):
+    assert [len(image) - 1 for image in batch["segments"]] == [5, 2, 1]
+    width = sum(map(sum, batch["segments"]))
+    assert {batch[key].shape for key in ("input_ids", "labels", "position_ids")} == {(1, width)}
+    start = 0
+    for group, (p, *rests) in zip(groups, batch["segments"], strict=True):
+        head, at = slice(start, start + p), start + p
+        assert (batch["labels"][0, head] == IGNORED).all()
+        for row, rest in zip(alone(group), rests, strict=True):
+            ids, places = (
+                torch.cat([batch[key][0, head], batch[key][0, at : at + rest]]) for key in ("input_ids", "position_ids")
+            )
+            assert ids.tolist() == row.ids.tolist()
+            assert places.tolist() == list(range(p + rest))
+            assert batch["labels"][0, at : at + rest].tolist() == row.labels[p:].tolist()
+            assert batch["labels"][0, at] == IGNORED  # it would be predicted from the branch before it
+            at += rest
+        start += p + sum(rests)
+    assert start == width
+    assert batch["pixel_values"].shape == (3, 12)
+    with pytest.raises(ValueError, match="no layout 'rows'; layouts: mask, joined"):
         Collator(TOKENIZER, Pixels(), N, layout="rows")
 
 

@@ -12,7 +12,8 @@ from test_model_tiny import comm, comm_specs, enliven, pixels
 from transformers import AutoModelForCausalLM, BloomConfig, GPT2Config, LlamaConfig, MistralConfig, PreTrainedConfig
 
 from commvlm.app.answering import Answerer
-from commvlm.app.decoding import Decoder, Prompt
+from commvlm.app.decoding import Decoder, Prompt, Row
+from commvlm.app.growing import Sampling
 from commvlm.evaluate.tasks import task_named
 from commvlm.model import CommForConditionalGeneration, build_model
 from commvlm.train.assemble import assemble
@@ -130,6 +131,57 @@ def test_finished_answers_leave_the_batch(root):
     assert said == one_by_one(model, prompts, rows)
     assert said[0] == []
     assert widths[2] == sum(answer[0] != first for answer in free) < 9
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_rows_that_join_and_leave_between_steps_say_what_they_say_alone(family, root):
+    """Joined at any step, in any order, beside rows that are cut short; no place is kept that no row uses."""
+    if family in OTHERS:
+        enliven(AutoModelForCausalLM.from_config(OTHERS[family])).save_pretrained(root / "joining")
+        model = build_model(comm_specs(root), language_model=str(root / "joining")).eval()
+    else:
+        model = comm(root, language_model=family).eval()
+    model.generation_config.eos_token_id = None
+    prompts, rows = questions(model)
+    free = one_by_one(model, prompts, rows, most=12)
+    model.generation_config.eos_token_id = next(token for token in free[4][1:7] if token not in free[7])
+    alone = one_by_one(model, prompts, rows, most=12)
+    decoder = Decoder(model, max_new_tokens=12, pad=0)
+    growing, asked = decoder.start(), [Row(prompt, most=3 + k) for k, prompt in enumerate(prompts)]
+    joins = {0: [8, 0], 1: [3], 2: [6, 1, 7], 5: [2], 6: [4], 9: [5]}
+    for step in range(40):
+        if step in joins:
+            decoder.begin(growing, [asked[k] for k in joins[step]])
+        if step == 4:
+            growing.leave([asked[7]])
+        if growing.rows:
+            growing.step()
+            assert not growing.rows or growing._mask.any(dim=0).all()
+    assert asked[7].finish == "left"
+    for k, row in enumerate(asked):
+        assert row.said == (alone[k][: len(row.said)] if k == 7 else alone[k][: row.most])
+        assert row.finish in ("stop", "length", "left")
+    assert {row.finish for row in asked} == {"stop", "length", "left"}
+
+
+def test_sampling_follows_its_seed_whatever_is_beside_it(root):
+    model = comm(root, language_model="llama").eval()
+    model.generation_config.eos_token_id = None
+    prompts, _ = questions(model)
+    decoder = Decoder(model, max_new_tokens=8, pad=0)
+
+    def drawn(seed: int, *, top_p: float = 1.0, temperature: float = 3.0, beside: tuple[int, ...] = ()) -> list[int]:
+        sampling = Sampling(temperature, top_p, torch.Generator().manual_seed(seed))
+        row, growing = Row(prompts[4], 8, sampling), decoder.start()
+        decoder.begin(growing, [*(Row(prompts[k], 8) for k in beside), row])
+        while growing.rows:
+            growing.step()
+        return row.said
+
+    greedy = decoder([prompts[4]])[0]
+    assert drawn(1) == drawn(1, beside=(0, 3, 8))
+    assert len({tuple(drawn(seed)) for seed in range(6)}) > 3
+    assert drawn(1, top_p=1e-6) == drawn(2, temperature=1e-4) == greedy
 
 
 def test_settings_of_the_generation_config_count(root):

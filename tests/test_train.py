@@ -27,14 +27,17 @@ from commvlm.data.example import Example
 from commvlm.model import CommForConditionalGeneration
 from commvlm.train.assemble import assemble, load_tokenizer
 from commvlm.train.keys import RecipeError
+from commvlm.train.parts import settle_parts
 from commvlm.train.recipe import Recipe
-from commvlm.train.run import run_stage, train
+from commvlm.train.run import train
 from commvlm.train.sources import named_examples, stage_mixture
-from commvlm.train.trainer import checkpoints, settle_parts
+from commvlm.train.stage import run_stage
+from commvlm.train.trainer import checkpoints
 from commvlm.train.whole import writing
 
 Tensors = dict[str, torch.Tensor]
 PARTS = ("merge", "align", "project", "language_model")
+TIMES = ("seconds", "tokens_per_second")
 
 
 def one_stage(**settings: Any) -> list[dict[str, Any]]:
@@ -43,9 +46,9 @@ def one_stage(**settings: Any) -> list[dict[str, Any]]:
 
 
 def log_of(out: Path) -> list[dict[str, Any]]:
-    """The log's rows without the one thing that may differ between two runs of one recipe."""
+    """The log's rows without what may differ between two runs of one recipe."""
     rows = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
-    return [{key: value for key, value in row.items() if key != "seconds"} for row in rows]
+    return [{key: value for key, value in row.items() if key not in TIMES} for row in rows]
 
 
 def weights_of(out: Path) -> Tensors:
@@ -387,8 +390,10 @@ class TestStages:
         model, _ = assemble(small().model)
         with pytest.raises(RecipeError, match="no part 'projct'; did you mean 'project'"):
             settle_parts(model, {"projct": 1e-3})
-        with pytest.raises(RecipeError, match="no part 'encoders'; known: align, language_model, merge, project"):
+        with pytest.raises(RecipeError, match="encoders, which are trained through lora only"):
             settle_parts(model, {"encoders": 1e-3})
+        with pytest.raises(RecipeError, match="no part 'xyz'; known: align, language_model, merge, project"):
+            settle_parts(model, {"xyz": 1e-3})
         with pytest.raises(RecipeError, match="nothing is trained"):
             settle_parts(model, {})
 
@@ -531,60 +536,93 @@ def llama(tmp_path_factory) -> str:
     return str(folder)
 
 
-class TestSharedPrefixAttention:
-    """Several dialogues behind one image, through the whole model with pixels."""
+class TestPackedRows:
+    """Several dialogues behind one image, and several images in one row, through the whole model with pixels."""
 
-    @pytest.fixture(params=["qwen3", "llama"])
+    @pytest.fixture(scope="class", params=[("qwen3", 0), ("llama", 1), ("llama", 2)], ids=lambda p: f"{p[0]}-{p[1]}")
     def built(self, request, small) -> tuple[CommForConditionalGeneration, Any, list[list[Example]]]:
-        name = "micro:lm" if request.param == "qwen3" else request.getfixturevalue("llama")
-        recipe = small("--model.language_model", name, "--data.group", "4", stages=one_stage(steps=1, batch=3))
-        model, processor = assemble(recipe.model)
-        assert model.config.text_config.model_type == request.param
+        family, seed = request.param
+        name = "micro:lm" if family == "qwen3" else request.getfixturevalue("llama")
+        recipe = small("--model.language_model", name, "--data.group", "4", stages=one_stage(steps=1, batch=4))
+        model, processor = assemble(recipe.model, seed=seed)
+        assert model.config.text_config.model_type == family
         settle_parts(model, recipe.train.stages[0].trains)
         examples = named_examples(recipe.data.sources, Path(recipe.data.root))
-        mixture = stage_mixture(recipe.train.stages[0], recipe.data, examples, seed=0)
-        groups = [mixture[index][:count] for index, count in enumerate((4, 1, 3))]  # rows with unused branches, too
-        return model, processor, groups
+        mixture = stage_mixture(recipe.train.stages[0], recipe.data, examples, seed=seed)
+        groups = [mixture[index][:count] for index, count in enumerate((4, 1, 3, 2))]
+        return model.train(), processor, groups
 
-    def run(self, built: Any, layout: str, attention: str, *, rows: str = "packed") -> tuple[float, Tensors]:
+    def batch(self, built: Any, layout: str, *, rows: str = "packed") -> dict[str, Any]:
         model, processor, groups = built
         if rows == "separate":
             groups = [[example] for group in groups for example in group]
         collator = Collator(
             processor.tokenizer, processor.image_processor, model.config.num_image_tokens, layout=layout
         )
+        return collator(groups)
+
+    def run(self, built: Any, layout: str, attention: str, *, rows: str = "packed") -> tuple[float, Tensors]:
+        model = built[0]
         model.model.language_model.set_attn_implementation(attention)
         model.zero_grad()
-        batch = collator(groups)
+        batch = self.batch(built, layout, rows=rows)
         loss = model(**batch, num_items_in_batch=int((batch["labels"] != -100).sum())).loss
         loss.backward()
         return float(loss.detach()), {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
 
-    def test_equals_a_mask_and_rows_of_their_own(self, built):
-        loss, gradients = self.run(built, "blocks", "shared-prefix")
+    def test_equal_rows_of_their_own(self, built):
+        loss, gradients = self.run(built, "mask", "sdpa", rows="separate")
         assert {name.split(".")[1] for name in gradients} >= {"vision_tower", "multi_modal_projector", "language_model"}
         for layout, attention, rows in (
-            ("mask", "sdpa", "packed"), ("mask", "eager", "packed"), ("mask", "sdpa", "separate"),
+            ("joined", "shared-prefix", "packed"),
+            ("joined", "shared-prefix", "separate"),  # images packed behind each other, one question each
+            ("joined", "sdpa", "packed"), ("joined", "eager", "separate"),
+            ("mask", "sdpa", "packed"), ("mask", "eager", "packed"),
         ):  # fmt: skip
             other_loss, other = self.run(built, layout, attention, rows=rows)
-            assert loss == pytest.approx(other_loss, rel=1e-5)
-            assert_close(gradients, other)
+            assert loss == pytest.approx(other_loss, rel=1e-5), (layout, attention, rows)
+            assert_close(other, gradients)
 
-    def test_branches_do_not_see_each_other(self, built):
-        """What the first branch says changes nothing for the others."""
-        model, processor, groups = built
-        collator = Collator(
-            processor.tokenizer, processor.image_processor, model.config.num_image_tokens, layout="blocks"
-        )
+    def test_nothing_passes_between_branches_and_images(self, built):
+        """What the first image's first branch says changes nothing but itself; what its prefix says changes all its branches,
+        and no other image."""
+        model = built[0].eval()
         model.model.language_model.set_attn_implementation("shared-prefix")
-        batch = collator(groups[:1])
+        batch = self.batch(built, "joined")
         labels = batch.pop("labels")
-        p, k = batch["prefix_length"], batch["branches"]
-        length = (labels.shape[1] - p) // k
+        (p, first, *_), *_ = batch["segments"]
+        image = sum(batch["segments"][0])
         with torch.no_grad():
-            before = model(**batch).logits
-            batch["input_ids"][:, p : p + length] = 40
-            after = model(**batch).logits
-        assert torch.equal(before[:, :p], after[:, :p])
-        assert torch.equal(before[:, p + length :], after[:, p + length :])
-        assert not torch.allclose(before[:, p : p + length], after[:, p : p + length])
+            before = model(**batch).logits[0]
+            changed = batch["input_ids"].clone()
+            changed[:, p : p + first] = 40
+            branch = model(**{**batch, "input_ids": changed}).logits[0]
+            changed = batch["input_ids"].clone()
+            changed[:, 0] = 40
+            prefix = model(**{**batch, "input_ids": changed}).logits[0]
+        model.train()
+        assert torch.equal(before[:p], branch[:p])
+        assert torch.equal(before[p + first :], branch[p + first :])
+        assert not torch.allclose(before[p : p + first], branch[p : p + first])
+        assert torch.equal(before[image:], prefix[image:])
+        assert ((before[:image] - prefix[:image]).abs().amax(-1) > 1e-4).all()
+        assert labels.shape[1] == len(before)
+
+    def test_flex_attention_reads_the_same_row(self, built):
+        """Forward only, and not compiled: on CPUs torch has no gradients for FlexAttention."""
+        model = built[0]
+        batch = self.batch(built, "joined")
+        found = {}
+        with torch.no_grad(), torch.compiler.set_stance("force_eager"):
+            for attention in ("sdpa", "flex_attention"):
+                model.model.language_model.set_attn_implementation(attention)
+                found[attention] = model(**batch, skip_logits=False)
+        torch.testing.assert_close(found["flex_attention"].logits, found["sdpa"].logits, atol=2e-5, rtol=1e-4)
+        torch.testing.assert_close(found["flex_attention"].loss, found["sdpa"].loss, atol=1e-6, rtol=1e-6)
+
+    def test_a_row_that_is_not_as_its_segments_say_is_refused_with_both_numbers(self, built):
+        batch = self.batch(built, "joined")
+        width = batch["input_ids"].shape[1]
+        batch["segments"] = batch["segments"][1:]
+        with pytest.raises(ValueError, match=rf"one row of \d+ tokens, the batch is \(1, {width}\)"):
+            built[0](**batch)

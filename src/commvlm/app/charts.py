@@ -52,7 +52,7 @@ def loss_chart(logs: Mapping[str, Log]) -> str:
             panel.xaxis.set_major_locator(MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
         panels[-1].set_xlabel("step")
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside upper center", ncols=2, handlelength=3.2)
-    return _svg(figure, "Training loss by step, one line for each run, one panel for each stage")
+    return svg(figure, "Training loss by step, one line for each run, one panel for each stage")
 
 
 def running_median(values: Sequence[float], width: int) -> list[float]:
@@ -81,10 +81,10 @@ def layer_chart(weights: Mapping[str, Mapping[str, float]]) -> str:
             panel.grid(visible=False, axis="x")
             panel.set_ylabel("weight")
         panels[-1].set_xlabel("layer (block output, counted from 1)")
-    return _svg(figure, "Weight of each layer, by encoder, beside the uniform weight")
+    return svg(figure, "Weight of each layer, by encoder, beside the uniform weight")
 
 
-def _svg(figure: Figure, title: str) -> str:
+def svg(figure: Figure, title: str) -> str:
     """The figure as an `<svg>` element: no prolog, no metadata, no fixed size, nothing that names another place."""
     file = io.StringIO()
     with matplotlib.rc_context(STYLE):

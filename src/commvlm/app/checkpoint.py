@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError
+from transformers import BitsAndBytesConfig
 from transformers.utils import logging
 
 from ..model import CommForConditionalGeneration, CommProcessor
+
+WHOLE = ("model.vision_tower", "model.multi_modal_projector", "model.image_frame", "lm_head")
+"""Parts that keep their precision when the language model is loaded in 8 or 4 bits."""
 
 
 def resolve_checkpoint(path: Path | str) -> Path:
@@ -62,11 +69,15 @@ def _read_object(path: Path) -> dict[str, Any]:
     return content
 
 
-def load_checkpoint(path: Path | str) -> tuple[CommForConditionalGeneration, CommProcessor]:
+def load_checkpoint(
+    path: Path | str, *, bits: int | None = None, device: str = "cpu"
+) -> tuple[CommForConditionalGeneration, CommProcessor]:
     """Model (in eval mode, in the dtype it was saved in) and processor. Reads safetensors only and runs no code of the
-    folder. Raises ValueError for a folder that is no checkpoint, or whose weights are broken or not all there."""
+    folder. bits: 8 or 4 for the language model's linear layers through bitsandbytes, which is placed on its device at once;
+    None leaves every weight as it is. Raises ValueError for a folder that is no checkpoint, whose weights are broken or not
+    all there, and for bits without bitsandbytes."""
     folder = resolve_checkpoint(path)
-    load: Any = CommForConditionalGeneration.from_pretrained
+    load: Any = partial(CommForConditionalGeneration.from_pretrained, **_quantised(bits, device))
     try:
         with quietly():
             model, report = load(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
@@ -80,6 +91,19 @@ def load_checkpoint(path: Path | str) -> tuple[CommForConditionalGeneration, Com
             "do not belong together; copy or train it again"
         )
     return model.eval(), processor
+
+
+def _quantised(bits: int | None, device: str) -> dict[str, Any]:
+    """What `from_pretrained` is told; nothing for weights as they are."""
+    if bits is None:
+        return {}
+    if find_spec("bitsandbytes") is None:
+        raise ValueError(f"{bits}-bit weights need bitsandbytes: pip install 'commvlm[quantize]'")
+    warnings.filterwarnings("ignore", "MatMul8bitLt: inputs will be cast")  # at every layer of every step
+    config = BitsAndBytesConfig(
+        load_in_8bit=bits == 8, load_in_4bit=bits == 4, bnb_4bit_quant_type="nf4", llm_int8_skip_modules=list(WHOLE)
+    )
+    return {"quantization_config": config, "device_map": {"": device}}
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 Prompts about one image begin alike: system text, image, the template's first words. The language model reads that prefix
 once for each distinct image of a batch; its keys and values are then copied to the image's questions, whose own rests are
-read in one left-padded batch, and all answers grow together. A row that has said its end token leaves the batch.
+read in one left-padded batch, and all answers grow together (see `growing`).
 
     prefix of image A | padding, rest of question 1, answer
                       | padding, rest of question 2, answer
@@ -17,15 +17,18 @@ at a time.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import DynamicCache, DynamicLayer
 
 from ..model import CommForConditionalGeneration
+from .growing import Growing, Prompt, RoomyLayer, Row
+
+__all__ = ["Decoder", "Growing", "Prompt", "Row"]
 
 PLAIN = {
     "repetition_penalty": (None, 1.0), "no_repeat_ngram_size": (None, 0), "encoder_repetition_penalty": (None, 1.0),
@@ -35,48 +38,6 @@ PLAIN = {
     "watermarking_config": (None,), "constraints": (None,),
 }  # fmt: skip
 """Settings of a generation config that change greedy answers, and the values at which they do not."""
-
-
-@dataclass(frozen=True)
-class Prompt:
-    """ids (n,): of the whole prompt, image placeholders included. image: which one it shows, None for none."""
-
-    ids: Tensor
-    image: Hashable | None
-    features: Tensor | None
-    """(N, hidden): the image's visual tokens."""
-
-
-class RoomyLayer(DynamicLayer):
-    """One layer's keys and values with room for the tokens to come: a step writes its own and copies nothing."""
-
-    def __init__(self, keys: Tensor, values: Tensor, *, rows: Tensor, room: int) -> None:
-        """keys, values (images, heads, n, d); rows (b,): which of them each row begins with."""
-        super().__init__()
-        self.dtype, self.device, self.is_initialized = keys.dtype, keys.device, True
-        self._keys, self._values = (_with_room(tensor, rows, room) for tensor in (keys, values))
-        self._show(keys.shape[-2])
-
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        start, end = self.get_seq_length(), self.get_seq_length() + key_states.shape[-2]
-        self._keys[:, :, start:end], self._values[:, :, start:end] = key_states, value_states
-        self._show(end)
-        return self.keys, self.values  # pyright: ignore[reportReturnType]
-
-    def batch_select_indices(self, indices: Tensor) -> None:
-        self._keys, self._values = self._keys[indices], self._values[indices]
-        self._show(self.get_seq_length())
-
-    def _show(self, length: int) -> None:
-        self.keys, self.values = self._keys[:, :, :length], self._values[:, :, :length]
-
-
-def _with_room(tensor: Tensor, rows: Tensor, room: int) -> Tensor:
-    """(images, heads, n, d) -> (b, heads, n + room, d), each row beginning as its image's."""
-    _, heads, length, width = tensor.shape
-    roomy = tensor.new_empty(len(rows), heads, length + room, width)
-    roomy[:, :, :length] = tensor[rows]
-    return roomy
 
 
 class Decoder:
@@ -97,12 +58,46 @@ class Decoder:
         listed = [] if found is None else [found] if isinstance(found, int) else list(found)
         return torch.tensor(listed, dtype=torch.long, device=self.device)
 
-    @torch.inference_mode()
+    def start(self) -> Growing:
+        """No answers yet; see `begin`."""
+        return Growing(
+            self.model, ends=frozenset(self._ids("eos_token_id").tolist()), never=self._ids("suppress_tokens")
+        )
+
     def __call__(self, prompts: Sequence[Prompt]) -> list[list[int]]:
         """Answers in the prompts' order, their end token left out. All prompts are one batch."""
-        length = self._shared(prompts) if self.shares_prefixes else 0
-        if not length:
-            return self._whole(prompts)
+        rows, growing = [Row(prompt, self.max_new_tokens) for prompt in prompts], self.start()
+        self.begin(growing, rows)
+        while growing.rows:
+            growing.step()
+        return [row.said for row in rows]
+
+    @torch.inference_mode()
+    def begin(self, growing: Growing, rows: Sequence[Row]) -> None:
+        """Reads the rows' prompts, those that begin alike together, and lets them grow with the others from there on.
+
+        Rows of a model that does not share prefixes are asked whole, and have ended afterwards.
+        """
+        if not self.shares_prefixes:
+            self._whole(rows)
+            return
+        alike: dict[tuple[int, ...], list[Row]] = {}
+        for row in rows:
+            alike.setdefault(self._beginning(row.prompt), []).append(row)
+        for group in alike.values():
+            self._join(growing, group)
+
+    def _beginning(self, prompt: Prompt) -> tuple[int, ...]:
+        """A prompt's ids up to its image's last placeholder; of one without an image the first."""
+        shown = (prompt.ids == self.model.config.image_token_id).nonzero()
+        return tuple(prompt.ids[: int(shown[-1]) + 1 if len(shown) else 1].tolist())
+
+    def _join(self, growing: Growing, rows: Sequence[Row]) -> None:
+        prompts = [row.prompt for row in rows]
+        length = _shared([prompt.ids for prompt in prompts])
+        if length < len(self._beginning(prompts[0])):  # nothing is left to read behind the image
+            self._whole(rows)
+            return
         images = list(dict.fromkeys(prompt.image for prompt in prompts))
         shown = [next(p.features for p in prompts if p.image == image) for image in images]
         read = self.model.model(
@@ -111,61 +106,29 @@ class Decoder:
         )  # fmt: skip
         if not _plain(read.past_key_values):
             self.shares_prefixes = False
-            return self._whole(prompts)
-        rests = [prompt.ids[length:].to(self.device) for prompt in prompts]
-        rows = torch.tensor([images.index(prompt.image) for prompt in prompts], device=self.device)
-        room = max(map(len, rests)) + self.max_new_tokens
+            self._whole(rows)
+            return
+        ids, mask = _left_padded([prompt.ids[length:].to(self.device) for prompt in prompts], self.pad)
+        room = ids.shape[1] + max(row.most for row in rows)
+        places = torch.tensor([images.index(prompt.image) for prompt in prompts], device=self.device)
         cache = DynamicCache()
         for layer in read.past_key_values.layers:
-            cache.layers.append(RoomyLayer(layer.keys, layer.values, rows=rows, room=room))
-        return self._grow(cache, rests, length)
-
-    def _shared(self, prompts: Sequence[Prompt]) -> int:
-        """How many ids all prompts begin with, every image among them and one id of each left; 0 where they do not."""
-        first = prompts[0].ids
-        length = min(len(prompt.ids) for prompt in prompts) - 1
-        for prompt in prompts[1:]:
-            differs = (prompt.ids[:length] != first[:length]).nonzero()
-            length = int(differs[0]) if len(differs) else length
-        image_id = self.model.config.image_token_id
-        whole = all(not (prompt.ids[length:] == image_id).any() for prompt in prompts)
-        one_kind = len({prompt.image is None for prompt in prompts}) == 1
-        return length if whole and one_kind else 0
+            cache.layers.append(RoomyLayer(layer.keys, layer.values, rows=places, room=room))
+        growing.join(rows, cache, ids, mask)
 
     def _image_inputs(self, features: Sequence[Tensor | None]) -> dict[str, Any]:
         shown = [tokens for tokens in features if tokens is not None]
         return {"mm_encoder_outputs": {"image": _Features(shown)}} if shown else {}
 
-    def _grow(self, cache: Cache, rests: Sequence[Tensor], length: int) -> list[list[int]]:
-        """Reads the rests behind a prefix of `length`, then a token a row and step. -> answers in the rests' order."""
-        ids, mask = _left_padded(rests, self.pad)
-        mask = torch.cat([mask.new_ones(len(rests), length), mask], dim=1)
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, length:]
-        alive, answers = list(range(len(rests))), [[] for _ in rests]
-        ends, never = self._ids("eos_token_id"), self._ids("suppress_tokens")
-        for step in range(self.max_new_tokens):
-            logits = self.model(
-                input_ids=ids, attention_mask=mask, position_ids=positions, past_key_values=cache, use_cache=True,
-                logits_to_keep=1,
-            ).logits  # fmt: skip
-            token = logits[:, -1].index_fill(-1, never, -torch.inf).argmax(dim=-1)
-            goes_on = ~torch.isin(token, ends)
-            for row, said, on in zip(alive, token.tolist(), goes_on.tolist(), strict=True):
-                if on:
-                    answers[row].append(said)
-            kept = goes_on.nonzero()[:, 0]
-            if step + 1 == self.max_new_tokens or not len(kept):
-                break
-            if len(kept) < len(alive):
-                cache.batch_select_indices(kept)
-                token, mask, positions = token[kept], mask[kept], positions[kept]
-                alive = [alive[row] for row in kept.tolist()]
-            ids, positions = token[:, None], positions[:, -1:] + 1
-            mask = torch.cat([mask, mask.new_ones(len(mask), 1)], dim=1)
-        return answers
+    def _whole(self, rows: Sequence[Row]) -> None:
+        """Left-padded whole prompts through the library's `generate`; rows with and without an image apart."""
+        for shows_image in (True, False):
+            alike = [row for row in rows if (row.prompt.features is not None) == shows_image]
+            if alike:
+                self._generate(alike)
 
-    def _whole(self, prompts: Sequence[Prompt]) -> list[list[int]]:
-        """Left-padded whole prompts through the library's `generate`."""
+    def _generate(self, rows: Sequence[Row]) -> None:
+        prompts = [row.prompt for row in rows]
         ids, mask = _left_padded([prompt.ids.to(self.device) for prompt in prompts], self.pad)
         generate: Any = self.model.generate  # pyright: ignore[reportAttributeAccessIssue]
         embeds = self.model.get_input_embeddings()(ids)
@@ -174,11 +137,14 @@ class Decoder:
             embeds = self.model.model.write_images(embeds, ids, torch.cat(shown))
         # With the ids beside them, penalties see the prompt as well.
         said = generate(
-            input_ids=ids,
-            inputs_embeds=embeds, attention_mask=mask, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1,
+            input_ids=ids, inputs_embeds=embeds, attention_mask=mask, max_new_tokens=max(row.most for row in rows),
+            do_sample=False, num_beams=1,
         )  # fmt: skip
-        ends = set(self._ids("eos_token_id").tolist())
-        return [_until(row, ends) for row in said[:, ids.shape[1] :].tolist()]
+        ends = frozenset(self._ids("eos_token_id").tolist())
+        for row, tokens in zip(rows, said[:, ids.shape[1] :].tolist(), strict=True):
+            for token in tokens:
+                if row.finish is None:
+                    row.take(token, ends=ends)
 
 
 @dataclass(frozen=True)
@@ -203,6 +169,10 @@ def _left_padded(rows: Sequence[Tensor], pad: int) -> tuple[Tensor, Tensor]:
     return ids, mask
 
 
-def _until(ids: Sequence[int], ends: set[int]) -> list[int]:
-    """The ids before the first end token."""
-    return list(ids[: next((k for k, token in enumerate(ids) if token in ends), len(ids))])
+def _shared(prompts: Sequence[Tensor]) -> int:
+    """How many ids all prompts begin with, one id of each left."""
+    first, length = prompts[0], min(map(len, prompts)) - 1
+    for ids in prompts[1:]:
+        differs = (ids[:length] != first[:length]).nonzero()
+        length = int(differs[0]) if len(differs) else length
+    return length

@@ -202,7 +202,7 @@ def _asked(recipe: Recipe, tasks: Sequence[str]) -> tuple[Asked, dict[str, list[
 
 
 def _images(run: Path) -> str:
-    """What the run was trained to see: "given" images, or "grey" ones."""
+    """What the run was trained to see: "given" images, or a control's."""
     try:
         return json.loads((run / "run.json").read_text(encoding="utf-8"))["images"]
     except (ValueError, KeyError, TypeError) as error:

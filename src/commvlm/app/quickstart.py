@@ -17,8 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from ..evaluate.scores import read_scores, scores_table
 from ..evaluate.tasks import Score
 from ..microworld.writer import write_world
-from ..train.recipe import Recipe, load_recipe
-from ..train.run import difference
+from ..train.recipe import Recipe, difference, load_recipe
 from ..train.sources import named_examples
 from .report import write_report
 from .variants import RECIPE, VARIANTS, overrides

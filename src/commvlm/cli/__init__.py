@@ -10,17 +10,24 @@ from collections.abc import Sequence
 from .chat import add_chat
 from .command import Parser
 from .data import add_data
+from .demo import add_demo
 from .evaluate import add_evaluate
+from .export import add_export
 from .microworld import add_microworld
 from .model import add_build, add_compare, add_import, add_inspect, add_recipes
+from .plan import add_plan
+from .probe import add_probe
 from .receipts import add_receipts, add_rescore
 from .score import add_score
+from .serve import add_serve
+from .study import add_study
 from .train import add_quickstart, add_train
 
 COMMANDS = (
     add_recipes,
     add_inspect,
     add_compare,
+    add_plan,
     add_build,
     add_import,
     add_train,
@@ -29,9 +36,14 @@ COMMANDS = (
     add_rescore,
     add_receipts,
     add_chat,
+    add_demo,
+    add_serve,
+    add_export,
     add_data,
     add_microworld,
+    add_probe,
     add_quickstart,
+    add_study,
 )
 
 

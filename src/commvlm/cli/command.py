@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from ..train.recipe import Recipe
@@ -25,6 +25,19 @@ def count(text: str) -> int:
     if int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text} is too few, at least 1")
     return int(text)
+
+
+def mapping(text: str, option: str) -> dict[str, Any]:
+    """A mapping written as YAML. Raises ValueError naming the option."""
+    import yaml
+
+    try:
+        found = yaml.safe_load(text)
+    except yaml.YAMLError:
+        found = None
+    if not isinstance(found, dict):
+        raise ValueError(f"{option} {text!r} is no mapping such as '{{timeout_min: 1440}}'")
+    return found
 
 
 def add_command(

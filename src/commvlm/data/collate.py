@@ -15,13 +15,14 @@ from .boxes import SHIKRA3, Codec
 from .dialogue import IGNORED, Encoded, encode_all, encode_prompt, image_id_of
 from .example import Example
 from .geometry import GEOMETRIES, View
-from .images import open_image
-from .packing import Batch, block_rows, pack, packed_rows, padded_rows
+from .images import OPENERS
+from .packing import Batch, joined_row, pack, packed_rows, padded_rows
+from .templates import SYSTEM
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-LAYOUTS = ("mask", "blocks")
+LAYOUTS = ("mask", "joined")
 Spare = Callable[[Sequence[Example], ValueError, int], Sequence[Example]]
 """A group that cannot be used, why, and how many were tried before -> another group; it may raise instead."""
 
@@ -34,8 +35,9 @@ class Collator:
     image_tokens: how many `<image>` ids stand for one image.
     max_length: the most tokens one dialogue may have, None for no limit. Nothing is ever cut: a longer one is an error,
         since cutting takes either image tokens or supervised ones.
-    layout: of packed groups, "mask" or "blocks" (see `packing`).
+    layout: of packed groups, "mask" or "joined" (see `packing`).
     geometry: what the image processor shows of an image, so that boxes are written for it. codec: how they are written.
+    pixels: what is shown of an image (`images.OPENERS`).
     spare: gives another group for one that cannot be used (a broken image, too long); None refuses the batch.
     """
 
@@ -47,11 +49,14 @@ class Collator:
     layout: str = "mask"
     geometry: str = "pad-square"
     codec: Codec = SHIKRA3
+    pixels: str = "given"
     spare: Spare | None = None
 
     def __post_init__(self) -> None:
         if self.layout not in LAYOUTS:
             raise ValueError(f"there is no layout {self.layout!r}; layouts: {', '.join(LAYOUTS)}")
+        if self.pixels not in OPENERS:
+            raise ValueError(f"pixels is {self.pixels!r}; valid: {', '.join(OPENERS)}")
         if self.geometry not in GEOMETRIES:
             raise ValueError(f"there is no geometry {self.geometry!r}; geometries: {', '.join(GEOMETRIES)}")
 
@@ -59,8 +64,8 @@ class Collator:
         """A group = examples about one image = one row of the batch.
 
         -> input_ids, labels, position_ids (b, n) int64; attention_mask (b, n) int64, or (b, 1, n, n) bool when a group
-        has several examples; pixel_values (images, P), absent without images. In layout "blocks" no mask, but
-        prefix_length and branches. Raises ValueError with the example's id.
+        has several examples; pixel_values (images, P), absent without images. In layout "joined" one row, no mask, but
+        segments. Raises ValueError with the example's id.
         """
         if not groups:
             raise ValueError("the batch is empty: it needs at least one group of examples")
@@ -72,14 +77,12 @@ class Collator:
             groups = [self._usable(group) for group in groups]
             images, encoded = self._encoded(groups)
         image_id = image_id_of(self.tokenizer) if images else None
-        if self.layout == "blocks":
-            batch = block_rows(groups, encoded, pad=self._pad, image_id=image_id)
-        elif all(len(group) == 1 for group in groups):
+        if self.layout == "mask" and all(len(group) == 1 for group in groups):
             batch = padded_rows(encoded, pad=self._pad)
         else:
             rows = iter(zip([example for group in groups for example in group], encoded, strict=True))
             packed = [pack([next(rows) for _ in group], image_id=image_id) for group in groups]
-            batch = packed_rows(packed, pad=self._pad)
+            batch = joined_row(packed) if self.layout == "joined" else packed_rows(packed, pad=self._pad)
         return batch | self._pixels([group[0] for group in groups], images)
 
     def prompt_batch(self, examples: Sequence[Example]) -> Batch:
@@ -87,7 +90,7 @@ class Collator:
 
         -> input_ids, attention_mask (b, n) int64; pixel_values (examples with an image, P), absent without images.
         """
-        images = _opened(examples)
+        images = self.opened(examples)
         rows = self.prompts(examples, images)
         length = max(len(row) for row in rows)
         input_ids = np.full((len(rows), length), self._pad, dtype=np.int64)
@@ -98,17 +101,25 @@ class Collator:
         batch = {"input_ids": torch.from_numpy(input_ids), "attention_mask": torch.from_numpy(mask)}
         return batch | self._pixels(examples, images)
 
-    def prompts(self, examples: Sequence[Example], images: Mapping[Path, Image.Image]) -> list[np.ndarray]:
-        """ids (n,) int64 of every example's prompt, not padded. images: those of the examples, opened."""
+    def prompts(
+        self, examples: Sequence[Example], images: Mapping[Path, Image.Image], *, system: str = SYSTEM
+    ) -> list[np.ndarray]:
+        """ids (n,) int64 of every example's prompt, not padded. images: those of the examples, opened. system: the text
+        before the first turn."""
         rows = []
         for example in examples:
             view = self._view(example, images)
             ids = encode_prompt(
-                example, self.tokenizer, image_tokens=self.image_tokens, geometry=view, codec=self.codec
+                example, self.tokenizer, image_tokens=self.image_tokens, geometry=view, codec=self.codec, system=system
             )
             self._check_length(example, len(ids))
             rows.append(ids)
         return rows
+
+    def opened(self, examples: Iterable[Example]) -> dict[Path, Image.Image]:
+        """Every image once, as it is shown."""
+        paths = dict.fromkeys(example.image for example in examples if example.image is not None)
+        return {path: OPENERS[self.pixels](path) for path in paths}
 
     @property
     def _pad(self) -> int:
@@ -120,7 +131,7 @@ class Collator:
         """The groups' images, and every example's ids and labels, all in one call of the tokenizer."""
         for group in groups:
             _check_group(group)
-        images = _opened(group[0] for group in groups)
+        images = self.opened(group[0] for group in groups)
         examples = [example for group in groups for example in group]
         encoded = encode_all(
             examples,
@@ -188,9 +199,3 @@ def _check_group(group: Sequence[Example]) -> None:
             f"example {odd.id}: shows {odd.image}, the first of its group shows {group[0].image}; "
             "a group shares one image"
         )
-
-
-def _opened(examples: Iterable[Example]) -> dict[Path, Image.Image]:
-    """Every image once."""
-    paths = dict.fromkeys(example.image for example in examples if example.image is not None)
-    return {path: open_image(path) for path in paths}

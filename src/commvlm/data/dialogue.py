@@ -68,15 +68,21 @@ class Encoded:
 
 
 def render(
-    example: Example, *, geometry: View | None, codec: Codec = SHIKRA3, eos: str = "</s>", bos: str = ""
+    example: Example,
+    *,
+    geometry: View | None,
+    codec: Codec = SHIKRA3,
+    eos: str = "</s>",
+    bos: str = "",
+    system: str = SYSTEM,
 ) -> Rendered:
     """The whole dialogue, its slots filled. geometry: what is shown of the example's image, None without one. codec: how
-    boxes and points are written.
+    boxes and points are written. system: the text before the first turn.
 
     Raises ValueError with the example's id when it has no turns, when its `<image>` slot is missing, doubled, or not in
     the first question, and for boxes without a geometry.
     """
-    text, spans = f"{bos}{SYSTEM} ", []
+    text, spans = f"{bos}{system} ", []
     for question, answer in filled_turns(example, geometry, codec):
         text += f"USER: {question} ASSISTANT:"
         spans.append((len(text), len(text) + 1 + len(answer) + len(eos)))
@@ -130,11 +136,12 @@ def encode_prompt(
     image_tokens: int,
     geometry: View | None,
     codec: Codec = SHIKRA3,
+    system: str = SYSTEM,
 ) -> np.ndarray:
     """ids (n,) of the dialogue up to its last "ASSISTANT:", without that answer: what generation continues."""
     eos, bos = _marks(tokenizer)
-    _check_literals(example, tokenizer)
-    dialogue = render(example, geometry=geometry, codec=codec, eos=eos, bos=bos)
+    _check_literals(example, tokenizer, system)
+    dialogue = render(example, geometry=geometry, codec=codec, eos=eos, bos=bos, system=system)
     ids, _ = _tokenised([dialogue.text[: dialogue.spans[-1][0]]], tokenizer)
     image_id = None if example.image is None else image_id_of(tokenizer)
     return np.repeat(ids[0], _repeats(ids[0], image_id, image_tokens))
@@ -185,9 +192,9 @@ def _check_slots(example: Example) -> None:
         raise ValueError(f"example {example.id}: {IMAGE} stands outside the first question; only the slot may say it")
 
 
-def _check_literals(example: Example, tokenizer: PreTrainedTokenizerBase) -> None:
+def _check_literals(example: Example, tokenizer: PreTrainedTokenizerBase, system: str = "") -> None:
     """A special token in a text would become its id: an end in the middle of an answer, an image that is none."""
-    text = "\n".join(side for turn in example.turns for side in _sides(turn))
+    text = "\n".join([system, *(side for turn in example.turns for side in _sides(turn))])
     for token in tokenizer.all_special_tokens:
         if token and token != IMAGE and token in text:
             raise ValueError(f"example {example.id}: its text spells the special token {token}; reword or drop it")

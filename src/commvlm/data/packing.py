@@ -9,9 +9,9 @@ dialogue's own rest, its branch:
 
 so every token sees what it would see in a row of its own, and the loss is the same, at one image's cost.
 
-Layout "mask" says who may look at whom in a (b, 1, n, n) mask, which any attention takes. Layout "blocks" cuts every
-branch of the batch to one length behind one prefix and says only the two numbers, for attention that skips what is
-masked anyway.
+Layout "mask" makes each group a row, and says who may look at whom in a (b, 1, n, n) mask, which any attention takes. Layout
+"joined" puts all groups behind each other into one row without any padding, and says their lengths only (`segments`), for
+attention that skips what is masked anyway (`model/attention.py`).
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .dialogue import IGNORED, Encoded
 from .example import IMAGE, Example
 
 Batch = dict[str, Any]
-"""Tensors by name; in layout "blocks" also the numbers prefix_length and branches."""
+"""Tensors by name; in layout "joined" also `segments`, [image][length of the prefix, lengths of the branches...]."""
 
 
 @dataclass(frozen=True)
@@ -69,32 +69,15 @@ def _tensors(ids: np.ndarray, labels: np.ndarray, mask: np.ndarray, positions: n
     return {name: torch.from_numpy(array) for name, array in arrays.items()}
 
 
-def block_rows(
-    groups: Sequence[Sequence[Example]], encoded: Sequence[Encoded], *, pad: int, image_id: int | None
-) -> Batch:
-    """Every group as prefix_length + branches x n ids: one prefix for the whole batch, branches padded to one length n."""
-    prefix = _shared(encoded)
-    if image_id is not None:
-        late = next((i for i, row in enumerate(encoded) if (row.ids[prefix:] == image_id).any()), None)
-        if late is not None:
-            example = [example for group in groups for example in group][late]
-            raise ValueError(
-                f"example {example.id}: its image does not stand where the others' do; put {IMAGE} in front"
-            )
-    branches, length = max(len(group) for group in groups), max(len(row.ids) for row in encoded) - prefix
-    size = (len(groups), prefix + branches * length)
-    ids, labels = np.full(size, pad, dtype=np.int64), np.full(size, IGNORED, dtype=np.int64)
-    rows = iter(encoded)
-    for place, group in enumerate(groups):
-        for number in range(len(group)):
-            row, start = next(rows), prefix + number * length
-            rest = slice(start, start + len(row.ids) - prefix)
-            ids[place, :prefix] = row.ids[:prefix]
-            ids[place, rest], labels[place, rest] = row.ids[prefix:], row.labels[prefix:]
-    positions = np.concatenate([np.arange(prefix), np.tile(prefix + np.arange(length), branches)])
-    arrays = {"input_ids": ids, "labels": labels, "position_ids": np.tile(positions, (len(groups), 1))}
-    tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
-    return tensors | {"prefix_length": prefix, "branches": branches}
+def joined_row(rows: Sequence[Packed]) -> Batch:
+    """All rows in one (1, n), without padding, and the lengths of what stands in it."""
+    arrays = {
+        "input_ids": np.concatenate([row.ids for row in rows]),
+        "labels": np.concatenate([row.labels for row in rows]),
+        "position_ids": np.concatenate([row.positions for row in rows]),
+    }
+    tensors = {name: torch.from_numpy(array)[None] for name, array in arrays.items()}
+    return tensors | {"segments": [np.bincount(row.branch).tolist() for row in rows]}
 
 
 def _branch_mask(branch: np.ndarray) -> np.ndarray:

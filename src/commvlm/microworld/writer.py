@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from PIL import Image
+from rich.console import Console
 from rich.progress import track
 
 from . import language
@@ -52,7 +53,7 @@ def write_world(folder: Path, *, train: int = 6000, test: int = 1000, difficulty
     os.replace(temporary, begun)
     for split, size in (("train", train), ("test", test)):
         scenes = [sample_scene(split, index, difficulty) for index in range(size)]
-        for scene in track(scenes, description=f"drawing {split}"):
+        for scene in track(scenes, description=f"drawing {split}", console=Console(stderr=True)):
             _write_image(folder / "images" / scene.name, render(scene, difficulty))
         _write_split(folder / split, scenes, difficulty, images=folder / "images")
     os.replace(begun, made)

@@ -8,8 +8,6 @@ from transformers import (
     AutoModel,
     AutoModelForImageTextToText,
     AutoProcessor,
-    MetaClip2VisionConfig,
-    MetaClip2VisionModel,
 )
 
 from .build import add_image_token, build_model, build_processor
@@ -44,7 +42,6 @@ __all__ = [
 
 def register() -> None:
     """Make the library's Auto classes know this model. Calling it again changes nothing."""
-    AutoModel.register(MetaClip2VisionConfig, MetaClip2VisionModel, exist_ok=True)  # the library has but the whole
     AutoConfig.register(CommVisionConfig.model_type, CommVisionConfig, exist_ok=True)
     AutoConfig.register(CommConfig.model_type, CommConfig, exist_ok=True)
     AutoModel.register(CommVisionConfig, CommVisionModel, exist_ok=True)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoModelForCausalLM, PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging
 
 from .checkpoints import CheckpointError
@@ -79,18 +79,29 @@ def _make_parts(
 ) -> tuple[dict[str, PreTrainedModel], Any, Any]:
     """The encoders by name, the language model's body, and its head: loaded, or with random weights."""
     vision: Any = config.vision_config
-    loaded: dict[str, PreTrainedModel] = {}
-    for spec in encoders:
-        encoder_config = vision.encoder_config(spec.name)
-        _seed(seed, "encoder", spec.name)
-        if random or spec.weights == "random":
-            loaded[spec.name] = new_encoder(encoder_config, dtype=dtype)
-        else:
-            with weights_of(spec.checkpoint):
-                loaded[spec.name] = load_encoder(spec.checkpoint, encoder_config, dtype=dtype)
+    loaded = {
+        spec.name: make_encoder(spec, vision.encoder_config(spec.name), random=random, dtype=dtype, seed=seed)
+        for spec in encoders
+    }
     _seed(seed, "language model")
     text = _language_model(config, language_model, random=random, dtype=dtype)
     return loaded, text.base_model, text.get_output_embeddings()
+
+
+def make_encoder(
+    spec: EncoderSpec,
+    config: PreTrainedConfig,
+    *,
+    random: bool = False,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+) -> PreTrainedModel:
+    """One frozen encoder, as deep as `config` says: its checkpoint's weights, or random ones of its own seed."""
+    _seed(seed, "encoder", spec.name)
+    if random or spec.weights == "random":
+        return new_encoder(config, dtype=dtype)
+    with weights_of(spec.checkpoint):
+        return load_encoder(spec.checkpoint, config, dtype=dtype)
 
 
 def assemble_parts(

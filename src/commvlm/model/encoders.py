@@ -11,11 +11,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModel, MetaClip2VisionConfig, MetaClip2VisionModel, PreTrainedConfig, PreTrainedModel
 
 from .checkpoints import find_checkpoint
 from .families import FINAL_NORMS, family_of, trained_size, truncate, vision_half
 from .names import choice
+
+AutoModel.register(MetaClip2VisionConfig, MetaClip2VisionModel, exist_ok=True)  # the library has but the whole
 
 
 def check_final_norm(config: PreTrainedConfig, final_norm: str, *, name: str, deepest: int, depth: int) -> None:
@@ -88,7 +90,8 @@ def stream_layers(
     take: Callable[[int, Tensor], None],
     final_norm: str = "before",
 ) -> None:
-    """Runs the encoder, outside any graph, and hands over the patch tokens of each asked layer as its block finishes.
+    """Runs the encoder, outside any graph unless adapters in it learn, and hands over the patch tokens of each asked layer
+    as its block finishes.
 
     pixels: (b, 3, H, W), normalised for this encoder. layers: ascending, 1-based; the encoder has no block beyond the last
     of them. take: called with (0-based place among the asked layers, tokens (b, n, d), n = rows x columns of patches),
@@ -111,7 +114,7 @@ def stream_layers(
 
     hooks = [blocks[layer - 1].register_forward_hook(hand_over(place)) for place, layer in enumerate(early)]
     try:
-        with torch.no_grad():
+        with torch.set_grad_enabled(learning and any(p.requires_grad for p in encoder.parameters())):
             output = encoder(**family.inputs(pixels, encoder.config), return_dict=True, **family.call)
     finally:
         for hook in hooks:

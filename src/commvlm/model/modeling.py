@@ -13,8 +13,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutp
 from transformers.modeling_utils import slice_logits_to_keep
 from transformers.utils.generic import can_return_tuple
 
+from .attention import FLEX, NAME, Piece, Segments, block_mask, dense_mask, pieces
 from .config import CommConfig
 from .knock_out import KnockOut
+from .loss import supervised_loss
 from .vision import CommVisionModel, initialise
 
 PARTS = ("encoders", "merge", "align", "project", "language_model")
@@ -134,11 +136,13 @@ class CommModel(CommPreTrainedModel):
         inputs_embeds: Tensor | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         knock_out: KnockOut | None = None,
+        segments: Segments | None = None,
         **kwargs: Any,
     ) -> CommModelOutput:
         """input_ids (b, n), pixel_values (images, P), attention_mask (b, n) or (b, 1, n, n) bool, True: may look there.
 
-        mm_encoder_outputs: {"image": what get_image_features gave}, in place of pixel_values. knock_out: encoders and layers
+        segments: of a packed row (b = 1), in place of a mask; see `attention`. mm_encoder_outputs: {"image": what
+        get_image_features gave}, in place of pixel_values. knock_out: encoders and layers
         that are switched off in pixel_values' reading; see `CommVisionModel.forward`.
         """
         if (input_ids is None) == (inputs_embeds is None):
@@ -153,6 +157,8 @@ class CommModel(CommPreTrainedModel):
         if images is not None:
             features = torch.cat(list(images.pooler_output))  # type: ignore[arg-type]
             embeds = self.write_images(embeds, input_ids, features)
+        if segments is not None:
+            attention_mask, kwargs["pieces"] = self._packed(segments, embeds)
         output = self.language_model(
             attention_mask=self._additive(attention_mask, embeds),
             position_ids=position_ids,
@@ -168,18 +174,32 @@ class CommModel(CommPreTrainedModel):
             image_hidden_states=features,
         )
 
-    def _additive(self, mask: Tensor | None, embeds: Tensor) -> Tensor | None:
+    def _packed(self, segments: Segments, embeds: Tensor) -> tuple[Any, list[Piece] | None]:
+        """A packed row's mask and pieces, whichever the language model's attention reads."""
+        if embeds.shape[:2] != (1, total := sum(map(sum, segments))):
+            raise ValueError(f"segments are of one row of {total} tokens, the batch is {tuple(embeds.shape[:2])}")
+        attention = self.language_model.config._attn_implementation
+        if attention == NAME:
+            return None, pieces(segments, embeds.device, computed_in(embeds))
+        return (block_mask if attention == FLEX else dense_mask)(segments, embeds.device), None
+
+    def _additive(self, mask: Any, embeds: Tensor) -> Any:
         """A (b, 1, n, n) boolean mask as the summand of scores that eager and SDPA take; others as they are."""
-        if mask is None or mask.ndim != 4 or mask.dtype != torch.bool:
+        if not isinstance(mask, Tensor) or mask.ndim != 4 or mask.dtype != torch.bool:
             return mask
         attention = self.language_model.config._attn_implementation
         if attention not in ("eager", "sdpa"):
             raise ValueError(f"a (b, 1, n, n) mask needs attention 'sdpa' or 'eager', not {attention!r}")
-        device = embeds.device.type
-        # Under autocast, queries are in its dtype, and so must be the mask; finite, so that an empty row is no NaN.
-        dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else embeds.dtype
+        dtype = computed_in(embeds)
+        # Finite, so that an empty row is no NaN.
         blocked = torch.tensor(torch.finfo(dtype).min, dtype=dtype, device=mask.device)
         return torch.where(mask, torch.zeros_like(blocked), blocked)
+
+
+def computed_in(embeds: Tensor) -> torch.dtype:
+    """The dtype of queries, and so of what is added to their scores: autocast's, where there is autocast."""
+    device = embeds.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else embeds.dtype
 
 
 class CommForConditionalGeneration(CommPreTrainedModel, GenerationMixin):
@@ -248,13 +268,16 @@ class CommForConditionalGeneration(CommPreTrainedModel, GenerationMixin):
         inputs_embeds: Tensor | None = None,
         labels: Tensor | None = None,
         logits_to_keep: int | Tensor = 0,
+        skip_logits: bool | None = None,
         mm_encoder_outputs: dict[str, BaseModelOutputWithPooling] | None = None,
         knock_out: KnockOut | None = None,
         **kwargs: Any,
     ) -> CommCausalLMOutput:
         """As `CommModel.forward`; labels (b, n), -100 where not supervised, are shifted here.
 
-        The loss is the mean over supervised tokens, or their sum / num_items_in_batch when that is given.
+        The loss is the mean over supervised tokens, or their sum / num_items_in_batch when that is given; it is computed from
+        the logits of the supervised positions alone (see `loss`). skip_logits: whether `logits` is None in the output; by
+        default so in training with labels, where nobody reads (b, n, vocabulary) numbers.
         logits_to_keep: only the last so many positions (or those at these indices) get logits (b, kept, vocabulary).
         """
         output = self.model(
@@ -268,11 +291,16 @@ class CommForConditionalGeneration(CommPreTrainedModel, GenerationMixin):
             knock_out=knock_out,
             **kwargs,
         )
-        logits = self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep))
+        if skip_logits is None:
+            skip_logits = self.training and labels is not None
+        logits = None
+        if not skip_logits:
+            logits = self.lm_head(slice_logits_to_keep(output.last_hidden_state, logits_to_keep))
         loss = None
         if labels is not None:
-            vocabulary = self.config.text_config.vocab_size  # type: ignore[union-attr]
-            loss = self.loss_function(logits=logits, labels=labels, vocab_size=vocabulary, **kwargs)
+            number = kwargs.get("num_items_in_batch")
+            vocabulary: int = self.config.text_config.vocab_size  # type: ignore[union-attr]
+            loss = supervised_loss(self.lm_head, output.last_hidden_state, labels, vocabulary=vocabulary, number=number)
         return CommCausalLMOutput(
             loss=loss,
             logits=logits,

@@ -6,8 +6,11 @@ encoder with its own mean and standard deviation.
 
 from __future__ import annotations
 
+import base64
+import binascii
 import warnings
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -30,31 +33,48 @@ class ImageError(ValueError):
 
 
 def open_image(source: str | Path) -> Image.Image:
-    """A picture file, decoded as it is stored, in its own mode.
+    """A picture file, or a `data:image/...;base64,` URL, decoded as it is stored, in its own mode.
 
     Boxes "in original pixels" are pixels of the stored array, as in COCO and its kin: EXIF orientation is not applied. Only
     the first frame of an animation is taken. Raises ImageError for a missing or corrupt file and for one of more than
     MAX_PIXELS pixels.
     """
-    if str(source).startswith(("http://", "https://", "data:")):
-        raise ImageError(f"image {str(source)[:80]!r} is not a file; download it first")
+    name = str(source)
+    if name.startswith(("http://", "https://")):
+        raise ImageError(f"image {name[:80]!r} is not a file; download it first")
+    if name.startswith("data:"):
+        return _decoded(BytesIO(_bytes_of(name)), name="of a data URL")
     path = Path(source)
     if not path.is_file():
         raise ImageError(f"image {path} does not exist")
+    return _decoded(path, name=str(path))
+
+
+def _bytes_of(url: str) -> bytes:
+    head, _, data = url.partition(",")
+    if not (head.startswith("data:image/") and head.endswith(";base64")):
+        raise ImageError(f"image {url[:40]!r} is no data:image/...;base64, URL")
+    try:
+        return base64.b64decode(data, validate=True)
+    except binascii.Error as error:
+        raise ImageError(f"image {url[:40]!r} is no base64 ({error})") from error
+
+
+def _decoded(source: Path | BytesIO, *, name: str) -> Image.Image:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # the check that follows is stricter
-            image = Image.open(path)
+            image = Image.open(source)
         with image:
-            check_size(image.size, name=str(path))
+            check_size(image.size, name=name)
             image.load()
             return image.copy()
     except Image.DecompressionBombError as error:
-        raise ImageError(f"image {path} is larger than {MAX_PIXELS:,} pixels; make it smaller first") from error
+        raise ImageError(f"image {name} is larger than {MAX_PIXELS:,} pixels; make it smaller first") from error
     except ImageError:
         raise
     except (OSError, SyntaxError, ValueError, EOFError, OverflowError, IndexError, TypeError) as error:
-        raise ImageError(f"image {path} cannot be read ({error}); replace it or leave it out") from error
+        raise ImageError(f"image {name} cannot be read ({error}); replace it or leave it out") from error
 
 
 def check_size(size: tuple[int, int], *, name: str) -> None:

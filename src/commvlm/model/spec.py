@@ -61,7 +61,7 @@ def build_config(
     token = text.vocab_size if image_token_id is None else image_token_id  # type: ignore[attr-defined]
     text.vocab_size = max(text.vocab_size, token + 1, vocab_size or 0)  # type: ignore[attr-defined]
     return CommConfig(
-        vision_config=_vision_config(
+        vision_config=vision_config(
             encoders,
             fuse=_plain(fuse),
             reduce=_plain(reduce),
@@ -91,7 +91,8 @@ def text_half(checkpoint: Checkpoint) -> PreTrainedConfig:
     return config
 
 
-def _vision_config(encoders: Sequence[EncoderSpec], *, fuse: Any, reduce: Any, language_width: int) -> CommVisionConfig:
+def vision_config(encoders: Sequence[EncoderSpec], *, fuse: Any, reduce: Any, language_width: int) -> CommVisionConfig:
+    """The visual half alone. language_width: what `out: language-model` of an align stands for."""
     branches, configs = [], {}
     for spec in encoders:
         choice(spec.weights, of=WEIGHTS, what=f"weights of encoder {spec.name!r}")

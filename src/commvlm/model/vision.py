@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import prod
 from typing import Any
 
 import torch
@@ -12,7 +13,8 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from .branches import Branch, make_fuse, make_reduce
 from .config import CommVisionConfig
-from .encoders import freeze, new_encoder, read_layers, stream_layers
+from .encoders import new_encoder, read_layers, stream_layers
+from .families import family_of
 from .knock_out import KnockOut, parse_knock_out
 from .merge import Layerscale
 from .merge_more import LayerAttention
@@ -77,10 +79,11 @@ class CommVisionModel(PreTrainedModel):
         return self.get_submodule(f"enc_{name}")  # type: ignore[return-value]
 
     def train(self, mode: bool = True) -> CommVisionModel:
-        """Encoders stay frozen, in eval mode, whatever the rest does."""
+        """Encoders stay frozen, in eval mode, whatever the rest does; adapters beside their weights (peft's) may learn."""
         super().train(mode)
         for name in self.config.names:
-            freeze(self.encoder(name))
+            for key, parameter in self.encoder(name).eval().named_parameters():
+                parameter.requires_grad_(parameter.requires_grad and ".lora_" in key)
         return self
 
     def split_pixels(self, pixel_values: Tensor) -> list[Tensor]:
@@ -93,6 +96,23 @@ class CommVisionModel(PreTrainedModel):
         sizes = self.config.image_sizes
         pieces = pixel_values.split([3 * size * size for size in sizes], dim=1)
         return [piece.view(-1, 3, size, size) for piece, size in zip(pieces, sizes, strict=True)]
+
+    def split_features(self, features: Tensor) -> list[Tensor]:
+        """(images, 1, F) -> [encoder](images, layers, N, d): what a store kept of the asked layers. Raises ValueError on
+        another F."""
+        shapes = []
+        for branch in self.config.branches or []:
+            rows, columns = self.config.grid_of(branch["name"])
+            config = self.config.encoder_config(branch["name"])
+            shapes.append((len(branch["layers"]), rows * columns, family_of(config).width(config)))
+        sizes = [prod(shape) for shape in shapes]
+        if features.shape[1:] != (1, sum(sizes)):
+            raise ValueError(
+                f"stored features are {tuple(features.shape)}, but the encoders {', '.join(self.config.names)} need "
+                f"(images, 1, {sum(sizes)}); read them from a store of this model's layers"
+            )
+        pieces = features.squeeze(1).split(sizes, dim=1)
+        return [piece.view(-1, *shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
     def read(self, pixel_values: Tensor) -> dict[str, list[Tensor]]:
         """Every encoder's asked layers: name -> [layer](images, N, d), outside any graph."""
@@ -117,18 +137,28 @@ class CommVisionModel(PreTrainedModel):
         )
         return branch.finish(fold.result())  # type: ignore[operator]
 
+    def stored_tokens(self, setting: dict[str, Any], states: Tensor, off: frozenset[int]) -> Tensor:
+        """One branch whose encoder ran before: states (images, layers, N, d) -> (images, n, d)."""
+        dtype = self.encoder(setting["name"]).dtype
+        return self.branches[setting["name"]]([state.to(dtype) for state in states.unbind(1)], off)
+
     def forward(self, pixel_values: Tensor, knock_out: KnockOut | None = None, **kwargs: Any) -> BaseModelOutput:
         """(images, P) -> last_hidden_state (images, N, hidden_size).
+
+        pixel_values: pixels, or (images, 1, F), the asked layers' tokens from a feature store; then no encoder is run.
 
         knock_out: encoders and layers that are switched off, such as "dinov2" or ["clip:1-8"]; the weights of the layers that
         stay are made larger to the same sum, an encoder that is off is not run. Raises ValueError for what there is not.
         """
         off = self.off(knock_out)
+        stored = pixel_values.ndim == 3
+        given = self.split_features(pixel_values) if stored else self.split_pixels(pixel_values)
+        branch_of = self.stored_tokens if stored else self.branch_tokens
         tokens = []
-        for setting, pixels in zip(self.config.branches or [], self.split_pixels(pixel_values), strict=True):
+        for setting, part in zip(self.config.branches or [], given, strict=True):
             places = off[setting["name"]]
             every = len(places) == len(setting["layers"])
-            tokens.append(None if every else self.branch_tokens(setting, pixels, places))
+            tokens.append(None if every else branch_of(setting, part, places))
         return BaseModelOutput(last_hidden_state=self.reduce(self.fuse(tokens)))
 
     def off(self, knock_out: KnockOut | None) -> dict[str, frozenset[int]]:

@@ -10,17 +10,18 @@ from typing import Any
 from tqdm import tqdm
 from transformers import TrainerCallback
 
-from ..model.modeling import CommForConditionalGeneration
-
 
 class Watch(TrainerCallback):
-    """One bar per stage, one JSON line per logging step: stage, step, of, loss, rates, layer weights, seconds."""
+    """One bar per stage, one JSON line per logging step: stage, step, of, loss, rate, gradient norms, tokens a second, layer
+    weights, seconds. In a run of several processes the first one's."""
 
-    def __init__(self, stage: str, log: Path, model: CommForConditionalGeneration) -> None:
-        self.stage, self.log, self.model = stage, log, model
+    def __init__(self, stage: str, log: Path) -> None:
+        self.stage, self.log = stage, log
         self.bar: tqdm | None = None
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        if not state.is_world_process_zero:
+            return
         self.began = time.monotonic()
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc=self.stage, unit="step")
         _drop_after(self.log, self.stage, state.global_step)
@@ -32,27 +33,40 @@ class Watch(TrainerCallback):
             self.bar.update(state.global_step - self.bar.n)
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, Any] | None = None, **kwargs: Any) -> None:
-        if not logs or "loss" not in logs:
+        if not logs or "loss" not in logs or self.bar is None:
             return
+        seconds = time.monotonic() - self.began
+        speed = round(logs["tokens"] / seconds)
         row = {
             "stage": self.stage,
             "step": state.global_step,
             "of": state.max_steps,
             "loss": logs["loss"],
             "grad_norm": logs.get("grad_norm"),
+            "grad_norms": {key.split("/")[1]: norm for key, norm in logs.items() if key.startswith("grad_norm/")},
             "lr": logs.get("learning_rate"),
-            "seconds": round(time.monotonic() - self.began, 2),
-            "layer_weights": self.model.layer_weights(),
+            "seconds": round(seconds, 2),
+            "tokens_per_second": speed,
+            "layer_weights": _layer_weights(logs),
         }
         with self.log.open("a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
-        if self.bar is not None:
-            self.bar.set_postfix(loss=f"{logs['loss']:.3f}")
+        self.bar.set_postfix({"loss": f"{logs['loss']:.3f}", "tokens/s": f"{speed:,}"})
 
     def close(self) -> None:
         """Ends the bar, however the stage ended: what is said next stands below it."""
         if self.bar is not None:
             self.bar.close()
+
+
+def _layer_weights(logs: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Encoder -> layer -> its weight, from "layer_weight/clip/12"."""
+    found: dict[str, dict[str, float]] = {}
+    for key, weight in logs.items():
+        if key.startswith("layer_weight/"):
+            _, encoder, layer = key.split("/")
+            found.setdefault(encoder, {})[layer] = weight
+    return found
 
 
 def _drop_after(log: Path, stage: str, step: int) -> None:

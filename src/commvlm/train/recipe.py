@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from importlib import resources
@@ -78,7 +78,8 @@ class Source:
 @dataclass(frozen=True)
 class Data:
     """root: the folder that all paths are under (the recipe's own by default). group: questions about one image that are
-    drawn, and packed behind it, together; 1 draws each on its own. pixels: "given", or "grey" for the blind control.
+    drawn, and packed behind it, together; 1 draws each on its own. pixels: "given", "grey" for the
+    blind control, or "shuffled" (another image in its place).
     mixes: trees over the sources by name, for the stages (see `commvlm.data.mix`). prompts: "short" (what the micro world's
     language model knows) or "wide". held_out: sources like the others whose images are not to be trained on; examples about
     them are left out of the sources. faults: what becomes of entries, images and dialogues that cannot be used: "refuse", or
@@ -92,15 +93,30 @@ class Data:
     faults: Literal["refuse", "skip"] = "refuse"
     held_out: list[Source] = field(default_factory=list)
     workers: int = 0
-    pixels: Literal["given", "grey"] = "given"
+    pixels: Literal["given", "grey", "shuffled"] = "given"
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adapters: the parts named here learn through them, at the rate that `trains` gives the part, and their own
+    weights stay. rank: 0 for none. alpha: what they add is scaled by alpha / rank. targets: "all-linear", or names of
+    layers such as [q_proj, v_proj]. bits: 4 holds the layers' own weights in NF4 (QLoRA, extra `qlora`)."""
+
+    rank: int = 0
+    alpha: int = 16
+    dropout: float = 0.0
+    parts: list[str] = field(default_factory=lambda: ["language_model"])
+    targets: str | list[str] = "all-linear"
+    bits: Literal[16, 4] = 16
 
 
 @dataclass(frozen=True)
 class Stage:
     """trains: part -> learning rate; every part that is not named is frozen. Parts: merge, align, project,
-    language_model (encoders are always frozen). batch: images of one update; micro_batch: how many of them at once.
-    weights: source -> weight, in place of the sources' own. mix: one of data.mixes, in place of weights.
-    decay: AdamW's weight decay."""
+    language_model; encoders only through lora. batch: images of one update, over all processes; micro_batch: at most how
+    many of them at once on one. weights: source -> weight, in place of the sources' own. mix: one of data.mixes, in place
+    of weights. decay: AdamW's weight decay. clip: the gradient's largest norm, 0 for none. spike: a step whose loss is over
+    so many times the last logged mean stops the run, as one that is no number always does."""
 
     name: str
     steps: int
@@ -113,13 +129,22 @@ class Stage:
     mix: str = ""
     decay: float = 0.0
     clip: float = 1.0
+    spike: float | None = None
+    lora: Lora = field(default_factory=Lora)
 
 
 @dataclass(frozen=True)
 class Train:
-    """attention: of the language model: "sdpa", "eager", or "shared-prefix" (with data.group > 1). save_every,
-    log_every: in steps. visual_scale: size of the visual tokens at the start, as a multiple of the word embeddings'; None
-    leaves the projection as it is initialised."""
+    """attention: of the language model: over padded rows "sdpa", "eager", or "auto", which is FlashAttention 2 where its
+    package and a GPU are (extra `gpu`, data.group 1) and "sdpa" elsewhere; over packed rows, which are not padded,
+    "shared-prefix", "flex_attention", or "packed" for whichever of them suits the machine. save_every, log_every: in
+    steps. visual_scale: size of the visual tokens at the start, as a multiple of the word embeddings'; None leaves the
+    projection as it is initialised. features: a folder that `commvlm probe features` made of this recipe; its features
+    are read in training, and no encoder is run. engine: how several processes share the work: "ddp" (each has the whole
+    model), "fsdp" (each has a part of every weight), "zero2" or "zero3" (DeepSpeed's, extra `deepspeed`). checkpointing:
+    computes activations again in the backward pass in place of keeping them. compile: parts that torch.compile compiles
+    (encoders, merge, align, project, language_model). start: a run or a saved model whose weights the first stage starts
+    from, in place of the parts' own. report_to: "tensorboard", "trackio", "wandb" (extra `track`), beside log.jsonl."""
 
     stages: list[Stage] = field(default_factory=list)
     seed: int = 0
@@ -127,9 +152,15 @@ class Train:
     attention: str = "sdpa"
     max_length: int | None = 2048
     visual_scale: float | None = None
+    features: str | None = None
     save_every: int = 500
     log_every: int = 10
     keep: int = 2
+    engine: Literal["ddp", "fsdp", "zero2", "zero3"] = "ddp"
+    checkpointing: bool = False
+    compile: list[str] = field(default_factory=list)
+    start: str = ""
+    report_to: list[str] = field(default_factory=list)
 
 
 @dataclass(frozen=True)
@@ -243,19 +274,24 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def _parse(content: Mapping[str, Any], where: str) -> Recipe:
+    recipe = Recipe(**filled(content, Recipe, where))
+    root = str(Path(recipe.data.root).resolve())
+    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=root))
+
+
+def filled(content: Mapping[str, Any], cls: type, where: str) -> dict[str, Any]:
+    """A frozen dataclass's fields from a mapping, types checked and nested ones made. Raises RecipeError with the key."""
     from argparse import ArgumentError
 
     from jsonargparse import ArgumentParser
 
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_class_arguments(Recipe)
+    parser.add_class_arguments(cls)
     try:
-        filled = parser.instantiate(parser.parse_object(dict(content)))
+        made = parser.instantiate(parser.parse_object(dict(content)))
     except (ArgumentError, TypeError) as error:
         raise RecipeError(f"{where}: {_one_line(error)}") from error
-    recipe = Recipe(**{name: filled[name] for name in fields_of(Recipe)})
-    root = str(Path(recipe.data.root).resolve())
-    return dataclasses.replace(recipe, data=dataclasses.replace(recipe.data, root=root))
+    return {name: made[name] for name in fields_of(cls)}
 
 
 def _one_line(error: Exception) -> str:
@@ -269,3 +305,32 @@ def _one_line(error: Exception) -> str:
 def as_yaml(recipe: Recipe) -> str:
     """The recipe with every default written out: `load_recipe` gives the same back."""
     return yaml.safe_dump(dataclasses.asdict(recipe), sort_keys=False, allow_unicode=True)
+
+
+def difference(was: Recipe, now: Recipe, *, most: int = 8) -> str:
+    """Every key in which two recipes differ, with both values, in one line; items of lists by their names."""
+    found = list(_differences(was, now, ""))
+    more = f"; and {len(found) - most} more" if len(found) > most else ""
+    return "; ".join(found[:most]) + more
+
+
+def _differences(was: Any, now: Any, key: str) -> Iterator[str]:
+    if dataclasses.is_dataclass(now):
+        for name in fields_of(type(now)):
+            yield from _differences(getattr(was, name), getattr(now, name), f"{key}.{name}" if key else name)
+    elif _names(was) and _names(was) == _names(now):
+        for name, a, b in zip(_names(was), was, now, strict=True):
+            yield from _differences(a, b, f"{key}.{name}")
+    elif was != now:
+        yield f"{key}: {_short(_names(was) or was)} there, {_short(_names(now) or now)} now"
+
+
+def _names(value: Any) -> list[str]:
+    """The names of a list's items; none of anything else."""
+    named = isinstance(value, list) and all(dataclasses.is_dataclass(item) for item in value)
+    return [item.name for item in value] if named else []
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

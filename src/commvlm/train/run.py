@@ -3,106 +3,152 @@
 from __future__ import annotations
 
 import json
-import math
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import TrainingArguments
 
-from ..data.collate import Collator
-from ..data.example import Example
-from ..data.images import GreyImages
-from ..data.spares import Spares
-from ..model.attention import NAME as SHARED_PREFIX
-from ..model.modeling import CommForConditionalGeneration
-from ..model.processing import CommProcessor
+from ..model.modeling import PARTS, CommForConditionalGeneration
+from ..model.storage import write_text, writing
+from .adapters import Adapters, check_bits
 from .assemble import assemble
-from .calibrate import scale_visual_tokens
-from .callbacks import Watch
-from .keys import RecipeError
-from .recipe import Recipe, Stage, as_yaml, load_recipe
-from .sources import stage_mixture, training_examples
-from .trainer import StageTrainer, check_trained, checkpoints, parts_table, settle_parts
-from .whole import save_whole, write_text, writing
+from .keys import RecipeError, nearest_key
+from .parallel import hearing, processes, together
+from .parts import check_trained, parts_table, settle_parts
+from .recipe import Recipe, Stage, Train, as_yaml, difference, load_recipe
+from .sharded import gathered
+from .sources import training_examples
+from .stage import LEFT_OUT, STOPPED, run_stage, shared_out
+from .trainer import checkpoints, discard
+from .whole import save_whole
 
-LEFT_OUT = "left_out.jsonl"
-"""Groups that could not be used, with data.faults skip; others were trained on in their place."""
-MEASURED = 8
-"""Rows of the first batch on which the visual tokens' size is measured, however the batch is cut up."""
+TRACKERS = ("tensorboard", "trackio", "wandb")
 
 
 def train(recipe: Recipe, out: Path, *, weights: str = "checkpoint") -> Path:
     """Trains every stage and writes `out`/model, run.json, log.jsonl and recipe.yaml; returns the model's folder.
 
     A run that was interrupted goes on from its last checkpoint; a finished one is left as it is. weights: see
-    `model.build.build_model`. Raises ValueError for a recipe that does not fit the data or the folder's own recipe, and
-    OSError when the disk is full.
+    `model.build.build_model`. In a process that torchrun (or another launcher) started this is one of several, and `out` a
+    folder that all of them see. Raises ValueError for a recipe that does not fit the data, the folder's own recipe or the
+    number of processes, OSError when the disk is full, and LostProcess when another process ended.
     """
-    check(recipe)
-    _claim(out, recipe)
+    first = processes().is_main_process
+    with hearing(), together():
+        check(recipe, count=processes().num_processes)
+    with hearing(), together():
+        if first:
+            _claim(out, recipe)
     if not (out / "run.json").exists():
-        with writing(out):
+        with hearing(), writing(out):
             _train(recipe, out, weights)
-    shutil.rmtree(out / "stages", ignore_errors=True)
+    with hearing(), together():
+        if first:
+            shutil.rmtree(out / "stages", ignore_errors=True)
     return out / "model"
 
 
-def check(recipe: Recipe) -> None:
-    """What can be said before anything is read. Raises RecipeError."""
+def check(recipe: Recipe, *, count: int = 1) -> None:
+    """What can be said before anything is read, for so many processes. Raises RecipeError."""
     if not recipe.train.stages:
         raise RecipeError("train.stages is empty: name at least one stage")
     names = [stage.name for stage in recipe.train.stages]
     if len(set(names)) != len(names):
         raise RecipeError(f"two stages have one name: {', '.join(names)}")
-    if recipe.train.attention == SHARED_PREFIX and recipe.data.group < 2:
-        raise RecipeError("train.attention shared-prefix needs data.group > 1")
     if min(recipe.train.save_every, recipe.train.log_every, recipe.train.keep) < 1:
         raise RecipeError("train.save_every, log_every and keep must be at least 1")
+    check_extras(recipe.train)
     for stage in recipe.train.stages:
         _check_stage(stage)
+        if recipe.train.features is not None and "encoders" in stage.trains:
+            raise RecipeError(
+                f"stage {stage.name!r}: encoders cannot learn where train.features is read in their place"
+            )
+        shared_out(stage, count)
+
+
+def check_extras(train: Train) -> None:
+    """Raises RecipeError where a package is not there that the recipe asks for, naming the extra."""
+    wanted = [(name, "track") for name in train.report_to] + [("deepspeed", "deepspeed")] * train.engine.startswith(
+        "zero"
+    )
+    for name, extra in wanted:
+        if extra == "track" and name not in TRACKERS:
+            raise RecipeError(f"train.report_to knows no {name!r}{nearest_key(name, TRACKERS)}")
+        if find_spec(name) is None:
+            raise RecipeError(f"{name} is not installed: pip install 'commvlm[{extra}]'")
+    for part in train.compile:
+        if part not in PARTS:
+            raise RecipeError(f"train.compile names no part {part!r}{nearest_key(part, PARTS)}")
 
 
 def _check_stage(stage: Stage) -> None:
     if Path(stage.name).name != stage.name or stage.name in ("", ".."):
         raise RecipeError(f"stage {stage.name!r}: its name becomes a folder's; take a plain word")
-    micro = _micro_batch(stage)
+    micro = stage.batch if stage.micro_batch is None else stage.micro_batch
     if min(stage.steps, stage.batch, micro) < 1 or stage.batch % micro:
         raise RecipeError(f"stage {stage.name!r}: steps and batch must be positive, batch a multiple of micro_batch")
     if not 0 <= stage.warmup <= 1:
         raise RecipeError(f"stage {stage.name!r}: warmup is {stage.warmup}, it is a share of the steps, from 0 to 1")
-    check_trained(stage.trains)
-
-
-def _micro_batch(stage: Stage) -> int:
-    return stage.batch if stage.micro_batch is None else stage.micro_batch
+    if stage.spike is not None and stage.spike <= 1:
+        raise RecipeError(f"stage {stage.name!r}: spike is {stage.spike}, it is a multiple of the usual loss, over 1")
+    check_trained(stage.trains, stage.lora)
+    check_bits(stage.lora.bits if stage.lora.rank else 16)
 
 
 def _train(recipe: Recipe, out: Path, weights: str) -> None:
-    began = time.monotonic()
+    began, first = time.monotonic(), processes().is_main_process
     torch.manual_seed(recipe.train.seed)
-    examples = training_examples(recipe.data)
-    model, processor = assemble(recipe.model, weights=weights, seed=recipe.train.seed)
+    with together():
+        if first:
+            (out / STOPPED).unlink(missing_ok=True)
+        examples = training_examples(recipe.data)
+        model, processor = assemble(recipe.model, weights=weights, seed=recipe.train.seed, start=recipe.train.start)
     parts: dict[str, Any] = {}
     for stage in recipe.train.stages:
         folder = out / "stages" / stage.name
-        parts[stage.name] = settle_parts(model, stage.trains)
-        print(f"stage {stage.name}: {stage.steps} steps of {stage.batch}\n{parts_table(parts[stage.name])}", flush=True)
+        adapters = None
+        with together():
+            if stage.lora.rank and not (folder / "model").is_dir():
+                dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+                adapters = Adapters(model, stage.lora, seed=recipe.train.seed, dtype=dtype)
+            parts[stage.name] = settle_parts(model, stage.trains, stage.lora)
+        if first:
+            said = parts_table(parts[stage.name])
+            print(f"stage {stage.name}: {stage.steps} steps of {stage.batch}\n{said}", flush=True)
         if (folder / "model").is_dir():
             model = CommForConditionalGeneration.from_pretrained(folder / "model")
             continue
-        run_stage(recipe, stage, model, processor, examples, folder, log=out / "log.jsonl")
-        save_whole(folder / "model", model, None)
-        for old in checkpoints(folder):
-            shutil.rmtree(old)
+        trainer = run_stage(recipe, stage, model, processor, examples, folder, log=out / "log.jsonl")
+        whole = model
+        if recipe.train.engine != "ddp":
+            whole = gathered(trainer, adapters)
+        elif adapters is not None:
+            adapters.merge()
+        with together():
+            if first:
+                save_whole(folder / "model", whole, None)
+                for old in checkpoints(folder):
+                    discard(old)
+        if whole is not model:
+            model = CommForConditionalGeneration.from_pretrained(folder / "model")
+    with together():
+        if first:
+            _finish(recipe, out, model, processor, parts, seconds=time.monotonic() - began)
+
+
+def _finish(
+    recipe: Recipe, out: Path, model: CommForConditionalGeneration, processor: Any, parts: dict[str, Any], *, seconds: float
+) -> None:  # fmt: skip
     model.model.language_model.set_attn_implementation("sdpa")
     save_whole(out / "model", model, processor)
     facts = {
         "model": "model",
-        "seconds": round(time.monotonic() - began, 1),
+        "seconds": round(seconds, 1),
+        "processes": processes().num_processes,
         "parts": parts[recipe.train.stages[-1].name],
         "stages": parts,
         "layer_weights": model.layer_weights(),
@@ -112,92 +158,15 @@ def _train(recipe: Recipe, out: Path, weights: str) -> None:
     write_text(out / "run.json", json.dumps(facts, indent=1))
 
 
-def run_stage(
-    recipe: Recipe, stage: Stage, model: CommForConditionalGeneration, processor: CommProcessor,
-    examples: Mapping[str, Sequence[Example]], folder: Path, *, log: Path,
-) -> None:  # fmt: skip
-    """One stage, from its last whole checkpoint in `folder` if there is one; the model is trained in place."""
-    train = recipe.train
-    number = recipe.train.stages.index(stage)
-    mixture = stage_mixture(stage, recipe.data, examples, seed=train.seed + number)
-    model.model.language_model.set_attn_implementation(train.attention)
-    images = processor.image_processor
-    collator = Collator(
-        processor.tokenizer,
-        GreyImages(images) if recipe.data.pixels == "grey" else images,
-        model.config.num_image_tokens,
-        max_length=train.max_length,
-        layout="blocks" if train.attention == SHARED_PREFIX else "mask",
-        geometry=images.geometry,
-        spare=None if recipe.data.faults == "refuse" else Spares(mixture, log.with_name(LEFT_OUT)),
-    )
-    micro = _micro_batch(stage)
-    found = checkpoints(folder)
-    if number == 0 and train.visual_scale is not None and not found:
-        first = collator([mixture[index] for index in range(min(stage.batch, MEASURED))])
-        if "pixel_values" in first:
-            scale_visual_tokens(model, first["pixel_values"], scale=train.visual_scale)
-    cpu = not torch.cuda.is_available()
-    arguments = TrainingArguments(
-        output_dir=str(folder),
-        max_steps=stage.steps,
-        per_device_train_batch_size=micro,
-        gradient_accumulation_steps=stage.batch // micro,
-        learning_rate=max(stage.trains.values()),
-        lr_scheduler_type=stage.schedule,
-        warmup_steps=math.ceil(stage.warmup * stage.steps),
-        max_grad_norm=stage.clip,
-        bf16=train.precision == "bf16",
-        use_cpu=cpu,
-        seed=train.seed,
-        logging_steps=train.log_every,
-        save_steps=train.save_every,
-        save_total_limit=train.keep,
-        remove_unused_columns=False,
-        dataloader_pin_memory=not cpu,
-        dataloader_num_workers=recipe.data.workers,
-        disable_tqdm=True,
-        report_to="none",
-        log_level="error",
-    )
-    watch = Watch(stage.name, log, model)
-    trainer = StageTrainer(
-        model=model, args=arguments, train_dataset=mixture, data_collator=collator,  # type: ignore[arg-type]
-        trains=stage.trains, decay=stage.decay, callbacks=[watch],
-    )  # fmt: skip
-    from transformers import PrinterCallback
-
-    trainer.remove_callback(PrinterCallback)
-    model.train()
-    try:
-        trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
-    finally:
-        watch.close()
-    model.eval()
-
-
 def _claim(out: Path, recipe: Recipe) -> None:
     """Makes the folder this recipe's. Raises RecipeError where it belongs to another one, naming what differs."""
     kept = out / "recipe.yaml"
     if kept.exists():
-        was = load_recipe(kept)
-        if was != recipe:
-            raise RecipeError(f"{out} was made with another recipe ({difference(was, recipe)}); choose another --out")
+        said = difference(load_recipe(kept), recipe)
+        if said:
+            raise RecipeError(f"{out} was made with another recipe ({said}); choose another --out")
         return
     if out.exists() and any(p.name != "recipe.part" for p in out.iterdir()):
         raise RecipeError(f"{out} is not empty and holds no run of ours; choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     write_text(kept, as_yaml(recipe))
-
-
-def difference(was: Any, now: Any, prefix: str = "") -> str:
-    """The first key in which two recipes differ, with both values."""
-    import dataclasses
-
-    for field in dataclasses.fields(was):
-        a, b = getattr(was, field.name), getattr(now, field.name)
-        if a != b and dataclasses.is_dataclass(a):
-            return difference(a, b, f"{prefix}{field.name}.")
-        if a != b:
-            return f"{prefix}{field.name}: {a!r} there, {b!r} now"[:300]
-    return "no difference"

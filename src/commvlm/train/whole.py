@@ -1,42 +1,14 @@
-"""Files and folders that are whole or not there, and a full disk told as what it is."""
+"""Model folders that are whole or not there."""
 
 from __future__ import annotations
 
-import errno
 import os
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-
-from safetensors import SafetensorError
 
 from ..model.modeling import CommForConditionalGeneration
 from ..model.processing import CommProcessor
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-
-
-@contextmanager
-def writing(folder: Path) -> Iterator[None]:
-    """Raises OSError, with the folder and the next step, where something in it could not be written for want of space."""
-    try:
-        yield
-    except (OSError, SafetensorError, RuntimeError) as error:
-        if not _is_full(error):
-            raise
-        reason = f"{folder}: the disk is full; free some space and run the same command again"
-        raise OSError(errno.ENOSPC, reason) from error
-
-
-def _is_full(error: Exception) -> bool:
-    """safetensors and torch say so in words alone; torch's, from its container's file, are those of any failure to write."""
-    if isinstance(error, OSError):
-        return error.errno in FULL
-    text = str(error)
-    if isinstance(error, SafetensorError):
-        return any(f"(os error {number})" in text for number in FULL)
-    return "inline_container.cc" in text and "Reader" not in text
+from ..model.storage import writing
 
 
 def save_whole(folder: Path, model: CommForConditionalGeneration, processor: CommProcessor | None) -> None:
@@ -51,12 +23,16 @@ def save_whole(folder: Path, model: CommForConditionalGeneration, processor: Com
     except BaseException:
         shutil.rmtree(part, ignore_errors=True)
         raise
+    flush(part)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
 
 
-def write_text(path: Path, text: str) -> None:
-    """The file, under a temporary name first."""
-    part = path.with_suffix(".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
+def flush(folder: Path) -> None:
+    """Everything in the folder on the disk itself, so that a machine that dies leaves no empty files under good names."""
+    for path in (*folder.rglob("*"), folder):
+        handle = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)

@@ -18,9 +18,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPast
 
 from ...data.boxes import box_iou, parse_boxes
-from ...model.attention import NAME as SHARED_PREFIX
 from ..scene import DIFFICULTIES, Difficulty, sample_scene
 from ..tokenizer import COORDINATES, build_tokenizer
+from .attention import NAME as SHOWN_PREFIX
 from .checkpoint import Progress, export, load_progress, save_progress
 from .optim import optimizers, schedule, step
 from .symbols import GRID, SymbolBatch, position_code, prefix_ids, symbol_batch
@@ -118,7 +118,7 @@ class LMTrainer:
         self.budget = budget
         self.tokenizer = build_tokenizer()
         self.model = new_lm(self.tokenizer, budget.seed)
-        self.model.set_attn_implementation(SHARED_PREFIX)
+        self.model.set_attn_implementation(SHOWN_PREFIX)
         self.eyes = SymbolicEyes(self.model.config.hidden_size, budget.seed)
         self.prefix = torch.tensor(prefix_ids(self.tokenizer))
         self.image = self.prefix == self.tokenizer.convert_tokens_to_ids("<image>")
@@ -249,7 +249,7 @@ def symbolic_scores(budget: LMBudget, folder: Path | None, *, batches: int = 8) 
     trainer = LMTrainer(budget)
     if folder is not None:
         trainer.model = Qwen3ForCausalLM.from_pretrained(folder, dtype=torch.float32)
-        trainer.model.set_attn_implementation(SHARED_PREFIX)
+        trainer.model.set_attn_implementation(SHOWN_PREFIX)
     trainer.model.eval()
     right: dict[str, list[bool]] = {}
     for update in range(budget.updates, budget.updates + batches):  # past the curriculum

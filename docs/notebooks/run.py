@@ -1,0 +1,26 @@
+"""Runs notebooks as they are and keeps what they show, warnings and progress bars apart: python run.py FILE.ipynb ..."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import nbformat
+from nbclient import NotebookClient
+
+
+def run(path: Path) -> None:
+    book = nbformat.read(path, as_version=4)
+    with TemporaryDirectory() as folder:
+        NotebookClient(book, timeout=None, resources={"metadata": {"path": folder}}).execute()
+    for cell in book.cells:
+        cell.metadata.pop("execution", None)
+        if cell.cell_type == "code":
+            cell.outputs = [one for one in cell.outputs if one.get("name") != "stderr"]
+    nbformat.write(book, path)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:]:
+        run(Path(name))

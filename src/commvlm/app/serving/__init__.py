@@ -1,0 +1,1 @@
+"""A checkpoint behind OpenAI's chat completions: requests that arrive together are answered together."""

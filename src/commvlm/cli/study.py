@@ -1,0 +1,52 @@
+"""study: the paper's figures and tables, and the controls beside them."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from .command import add_command, count
+
+EXAMPLES = """  commvlm study figure-2 --scale quick
+  commvlm study all --scale micro --seeds 3 --jobs 2
+  commvlm study table-1 controls --scale analysis --data DIR --list
+  commvlm study all --scale micro --report          # only draws the report anew"""
+
+
+def add_study(commands: argparse._SubParsersAction) -> None:
+    what = "train and compare visual halves: each figure and table of the paper, controls and peers; the same command resumes"
+    parser = add_command(commands, "study", _study, what, EXAMPLES)
+    parser.add_argument("experiments", nargs="+", help="figure-2, figure-3, table-1, ... or all")
+    parser.add_argument("--scale", default="quick", help="quick, micro, analysis, or a YAML file")
+    parser.add_argument("--seeds", type=count, help="in place of the scale's own")
+    parser.add_argument("--out", type=Path, help="folder of the study (runs/study/SCALE)")
+    parser.add_argument("--data", type=Path, help="folder of the data, of a scale without a micro world")
+    parser.add_argument("--jobs", type=count, default=2, help="runs side by side, one core each")
+    parser.add_argument(
+        "--executor", default="local", choices=("local", "submitit", "ray"), help="where runs are executed"
+    )
+    parser.add_argument("--list", action="store_true", help="only print the rows and how many runs they are")
+    parser.add_argument("--report", action="store_true", help="only draw the report from what is done")
+
+
+def _study(options: argparse.Namespace) -> int:
+    from rich.console import Console
+
+    from ..study.report import write_report
+    from ..study.runs import Places
+    from ..study.study import asked, grid_table, planned, study
+
+    wanted = asked(options.experiments, scale=options.scale, out=options.out, seeds=options.seeds, data=options.data)
+    places = Places(wanted.root)
+    if options.list:
+        print(grid_table(*planned(wanted), places))
+        return 0
+    if options.report:
+        print(write_report(places, wanted.scale))
+        return 0
+    console = Console(stderr=True)
+    report, failed = study(wanted, jobs=options.jobs, executor=options.executor, console=console)
+    print(report)
+    for one in failed:
+        console.print(f"failed: {one.run.name}: {one.reason}", style="red", highlight=False, soft_wrap=True)
+    return 1 if failed else 0

@@ -1,0 +1,84 @@
+"""The study's charts as SVG inside the page: curves over layers with bands, rows as dots with whiskers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from ..app.charts import LINES, STYLE, svg
+from .statistics import Estimate
+from .tables import TITLES
+
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+
+def curves(panels: Mapping[str, Mapping[str, Mapping[int, Estimate]]]) -> str:
+    """Task -> encoder -> layer -> estimate: one panel a task, one line an encoder, bands of 95 %."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6, 2.7 * len(panels) + 0.5), layout="constrained")
+        axes = figure.subplots(len(panels), squeeze=False)[:, 0]
+        for panel, (task, lines) in zip(axes, panels.items(), strict=True):
+            for k, (name, points) in enumerate(lines.items()):
+                layers = sorted(points)
+                color = COLORS[k % len(COLORS)]
+                panel.fill_between(
+                    layers, [points[n].low for n in layers], [points[n].high for n in layers], color=color, alpha=0.15, lw=0
+                )  # fmt: skip
+                panel.plot(
+                    layers, [points[n].mean for n in layers], color=color, linestyle=LINES[k % len(LINES)],
+                    marker=MARKERS[k % len(MARKERS)], markersize=5, linewidth=2, label=name,
+                )  # fmt: skip
+            panel.set_title(TITLES.get(task, task), loc="left", fontsize=11, fontweight="bold")
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes[-1].set_xlabel("layer (block output, counted from 1)")
+        figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, handlelength=3.2)
+    return svg(figure, "Score by layer, one line for each encoder, one panel for each task")
+
+
+def dots(names: Sequence[str], panels: Mapping[str, Mapping[str, Estimate]]) -> str:
+    """Task -> row -> estimate: one panel a task, side by side, rows from the top, whiskers of 95 %."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(2.2 + 2.4 * len(panels), 0.32 * len(names) + 1.0), layout="constrained")
+        axes: Any = figure.subplots(1, len(panels), squeeze=False, sharey=True)[0]
+        for k, (panel, (task, found)) in enumerate(zip(axes, panels.items(), strict=True)):
+            for place, name in enumerate(names):
+                if name in found:
+                    one = found[name]
+                    panel.plot([one.low, one.high], [place, place], color=COLORS[k % len(COLORS)], linewidth=2)
+                    panel.plot(one.mean, place, marker=MARKERS[k % len(MARKERS)], color=COLORS[k % len(COLORS)])
+            panel.set_title(TITLES.get(task, task), fontsize=10)
+            panel.set_ylim(len(names) - 0.5, -0.5)
+            panel.set_yticks(range(len(names)), names, fontsize=9)
+            panel.grid(visible=False, axis="y")
+            panel.tick_params(axis="y", length=0)
+    return svg(figure, "Score of each row with its 95 percent interval, one panel for each task")
+
+
+def alignments(facts: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]) -> str:
+    """Row -> {"start", "end"} -> per linear layer: gradient_norm, spread, rank; one panel a quantity."""
+    titles = {
+        "gradient_norm": "gradient norm / weight norm",
+        "spread": "spread of activations over tokens",
+        "rank": "directions taken up (participation ratio)",
+    }
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6, 7.2), layout="constrained")
+        for panel, (quantity, title) in zip(figure.subplots(3), titles.items(), strict=True):
+            for k, (name, ends) in enumerate(facts.items()):
+                for when, line, label in (("start", ":", None), ("end", "-", name)):
+                    values = [layer[quantity] for layer in ends[when]]
+                    panel.plot(
+                        range(1, len(values) + 1), values, linestyle=line, color=COLORS[k % len(COLORS)],
+                        marker=MARKERS[k % len(MARKERS)], markersize=4, label=label,
+                    )  # fmt: skip
+            panel.set_yscale("log")
+            panel.set_title(title, loc="left", fontsize=11, fontweight="bold")
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+        panel.set_xlabel("linear layer of the alignment (dotted: before training, solid: after)")
+        figure.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=2)
+    return svg(figure, "Gradients and activations in each linear layer of the alignment, before and after training")

@@ -1,0 +1,206 @@
+"""What the paper claims, and what its reviewers asked, as differences of rows; worded by their intervals."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from . import controls as c
+from .experiments import aligned
+from .rows import comm, merged_name, mfm, pair, single_name
+from .settings import Scale, StudyEncoder
+from .statistics import Estimate, holm
+
+Expect = Literal["more", "less", "level"]
+LEVEL = 2.0
+"""Points within which two rows count as level, when the whole interval lies there."""
+F = {
+    "F1": "The best CLIP layer depends on the task",
+    "F2": "DINOv2 needs only an MLP; then its deep layers ground better than CLIP's",
+    "F3": "Merging all levels beats one level; LLN-Layerscale merges best; shallow levels help CLIP and hurt DINOv2",
+    "F4": "MAE: fair at REC, weak at POPE; DeiT: weak everywhere, worst at REC",
+    "F5": "Both encoders, both merged (COMM), are best overall",
+    "C": "Controls: what else could explain it",
+}
+"""Findings of the paper (F1-F5), in short."""
+
+
+@dataclass(frozen=True)
+class Claim:
+    """says: in words. terms: row -> its part of the difference. expect: which way the paper has it (a control: which way it
+    must be for the paper's reading to stand)."""
+
+    finding: str
+    says: str
+    task: str
+    terms: Mapping[str, float]
+    expect: Expect = "more"
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """estimate: of the difference, in points. word: "holds", "reversed" or "undecided". adjusted: Holm's p among all claims
+    that were tested. floor: whether none of its rows is above the blind one; then nothing is decided."""
+
+    claim: Claim
+    estimate: Estimate
+    word: str
+    adjusted: float
+    floor: bool = False
+
+
+def difference(estimates: Mapping[str, Estimate], terms: Mapping[str, float]) -> Estimate:
+    """The sum of rows times their parts, draw by draw."""
+    mean = sum(part * estimates[name].mean for name, part in terms.items())
+    return Estimate.of(mean, np.sum([part * estimates[name].draws for name, part in terms.items()], axis=0))
+
+
+def word(estimate: Estimate, expect: Expect) -> str:
+    """What the interval allows to be said of a claim.
+
+    "more": holds when it lies above zero, reversed below. "less" the other way. "level": holds when it lies within `LEVEL`
+    points of zero, reversed when it lies wholly outside.
+    """
+    low, high = estimate.low, estimate.high
+    if expect == "level":
+        return "holds" if low > -LEVEL and high < LEVEL else "reversed" if low > LEVEL or high < -LEVEL else "undecided"
+    if expect == "less":
+        low, high = -high, -low
+    return "holds" if low > 0 else "reversed" if high < 0 else "undecided"
+
+
+def judged(claims: Sequence[Claim], estimates: Mapping[str, Mapping[str, Estimate]]) -> list[Verdict]:
+    """estimates: task -> row -> estimate. Claims whose rows were not all run are left out."""
+    found = {}
+    for k, claim in enumerate(claims):
+        rows = estimates.get(claim.task, {})
+        if all(name in rows for name in claim.terms):
+            found[k] = difference(rows, claim.terms)
+    adjusted = holm({str(k): estimate.p for k, estimate in found.items()})
+    verdicts = []
+    for k, estimate in found.items():
+        floor = not _sees(claims[k], estimates[claims[k].task])
+        said = "undecided" if floor else word(estimate, claims[k].expect)
+        verdicts.append(Verdict(claims[k], estimate, said, adjusted[str(k)], floor))
+    return verdicts
+
+
+def _sees(claim: Claim, rows: Mapping[str, Estimate]) -> bool:
+    """Whether any of the claim's rows is above the blind one: rows that all answer without looking are level for no reason
+    that the claim is about. Without a blind row nothing is known, and nothing is held back."""
+    if c.BLIND not in rows or c.BLIND in claim.terms:
+        return True
+    return any(rows[name].minus(rows[c.BLIND]).low > 0 for name in claim.terms)
+
+
+def claims_of(scale: Scale) -> list[Claim]:
+    """Every claim that the scale's rows can speak to."""
+    first, second = pair(scale)
+    found: list[Claim] = []
+    for make in (_layers, _alignment, _merges, _objectives, _joined, _controls):
+        found += make(scale, first, second)
+    return found
+
+
+def _against(
+    finding: str, says: str, tasks: Sequence[str], plus: str, minus: str, expect: Expect = "more"
+) -> list[Claim]:
+    return [Claim(finding, says, task, {plus: 1.0, minus: -1.0}, expect) for task in tasks if plus != minus]
+
+
+def _layers(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list[Claim]:
+    """F1, on layers chosen beforehand: the middle, two thirds, the last of the sweep. A peak chosen from the data would
+    flatter itself."""
+    top = max(scale.layers)
+    middle, late = (min(scale.layers, key=lambda layer: abs(layer - share * top)) for share in (0.5, 0.7))
+    name: Callable[[int], str] = lambda layer: single_name(first, layer)  # noqa: E731
+    return [
+        *_against("F1", f"{first.name}: layer {middle} above layer {top}", ["rec"], name(middle), name(top)),
+        *_against("F1", f"{first.name}: layer {top} above layer {middle}", ["pope"], name(top), name(middle)),
+        *_against("F1", f"{first.name}: layer {late} above layer {top}", ["reg"], name(late), name(top)),
+    ]
+
+
+def _alignment(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list[Claim]:
+    last = [single_name(given, given.last) for given in (first, second)]
+    linear, mlp = f"{second.name} last, linear", f"{first.name} last + MLP"
+    gain = {last[1]: 1.0, linear: -1.0, mlp: -1.0, last[0]: 1.0}
+    merged = [mfm(scale, given).name for given in (first, second)]
+    deepest = aligned(scale, second, max(scale.depths), 4).name
+    return [
+        *_against("F2", f"{second.name}: MLP above linear alignment, last layer", ["rec", "pope"], last[1], linear),
+        Claim("F2", f"the MLP gives {second.name} more than it gives {first.name}", "rec", gain),
+        *_against("F2", f"{second.name} above {first.name}, last layer each", ["rec"], last[1], last[0]),
+        *_against("F2", f"{second.name} below {first.name}, last layer each", ["pope"], last[1], last[0], "less"),
+        *_against("F2", f"{second.name} level with {first.name}, both merged", ["pope"], merged[1], merged[0], "level"),
+        *_against(
+            "F2",
+            f"an MLP of {max(scale.depths)} hidden layers below one of 1",
+            ["rec", "pope"],
+            deepest,
+            merged[1],
+            "less",
+        ),
+    ]
+
+
+def _merges(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list[Claim]:
+    found = []
+    for given in (first, second):
+        best = merged_name(given, "lln-layerscale", "all")
+        last = single_name(given, given.last)
+        found += _against("F3", f"{given.name}: all levels merged above the last", ["rec", "pope"], best, last)
+        for merge in ("mean", "layerscale", "conv-layerscale"):
+            says = f"{given.name}: LLN-Layerscale above {merge}, all layers"
+            found += _against("F3", says, ["rec", "pope"], best, merged_name(given, merge, "all"))
+    means = [[merged_name(given, "mean", layers) for layers in ("all", given.deep)] for given in (first, second)]
+    says = f"{first.name}: Mean(all) above Mean(half): shallow levels help"
+    found += _against("F3", says, ["rec"], means[0][0], means[0][1])
+    says = f"{second.name}: Mean(all) below Mean(half)"
+    return found + _against("F3", says, ["rec", "pope"], means[1][0], means[1][1], "less")
+
+
+def _objectives(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list[Claim]:
+    top = max(scale.layers)
+    names = {given.name: single_name(given, top) for given in scale.encoders}
+    found = []
+    if "mae" in names:
+        found += _against(
+            "F4", f"mae {top} below {first.name} merged", ["pope"], names["mae"], mfm(scale, first).name, "less"
+        )
+    if {"mae", "deit"} <= set(names):
+        found += _against("F4", f"deit {top} below mae {top}", ["rec"], names["deit"], names["mae"], "less")
+    if "deit" in names:
+        best = [mfm(scale, given) for given in (first, second)]
+        for row in best:
+            found += _against("F4", f"deit {top} below {row.name}", ["rec", "pope"], names["deit"], row.name, "less")
+    return found
+
+
+def _joined(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list[Claim]:
+    found = []
+    for given in (first, second):
+        alone = mfm(scale, given).name
+        found += _against("F5", f"COMM above {given.name} merged alone", scale.tasks, comm(scale).name, alone)
+    return found
+
+
+def _controls(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list[Claim]:
+    whole = comm(scale).name
+    tasks = [task for task in ("rec", "pope", "vqa") if task in scale.tasks]
+    lasts = [single_name(given, given.last) for given in (first, second)]
+    found = [
+        *_against("C", "fusion without merging above the first encoder alone", tasks, c.NO_MERGE, lasts[0]),
+        *_against("C", "fusion without merging above the second encoder alone", tasks, c.NO_MERGE, lasts[1]),
+        *_against("C", "merging adds to fusion", tasks, whole, c.NO_MERGE),
+        *_against("C", "a trained second encoder above a random one", tasks, whole, c.RANDOM_TWIN),
+        *_against("C", "a second encoder above the first one again (equal parameters)", tasks, whole, c.TWICE),
+        *_against("C", "a second encoder above a larger image (equal FLOPs)", tasks, whole, c.LARGER),
+        *_against("C", "a second encoder above one encoder of the pair's size", tasks, whole, c.CAPACITY),
+        *_against("C", "COMM above itself with shuffled images", tasks, whole, c.SHUFFLED),
+        *_against("C", "COMM above itself without images", tasks, whole, c.BLIND),
+    ]
+    return found

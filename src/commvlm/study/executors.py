@@ -1,0 +1,172 @@
+"""Where runs are executed: processes here, Slurm through submitit, or Ray. One small protocol, chosen by a flag."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+
+class Job(Protocol):
+    """One started command."""
+
+    def exit_code(self) -> int | None:
+        """None while it goes on; 0 when it went well."""
+        ...
+
+    def cancel(self) -> None:
+        """Ends it, if it still goes on."""
+        ...
+
+
+class Executor(Protocol):
+    """Starts commands; how many at once is the caller's business."""
+
+    def submit(self, command: Sequence[str], log: Path) -> Job:
+        """Starts `command`; what it prints goes to the end of `log`."""
+        ...
+
+    def close(self) -> None: ...
+
+
+def run_command(command: Sequence[str], log: str) -> int:
+    """Runs to the end on one core, wherever it is called; returns the exit code."""
+    return _started(command, Path(log)).wait()
+
+
+def _started(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    threads = {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
+            env={**os.environ, **threads, "TQDM_MININTERVAL": "5"},
+        )  # fmt: skip
+
+
+class LocalJob:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self.process = process
+
+    def exit_code(self) -> int | None:
+        return self.process.poll()
+
+    def cancel(self) -> None:
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(timeout=20)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+
+
+class Local:
+    """Processes of this machine."""
+
+    def submit(self, command: Sequence[str], log: Path) -> Job:
+        return LocalJob(_started(command, log))
+
+    def close(self) -> None:
+        pass
+
+
+class SubmititJob:
+    def __init__(self, job: Any) -> None:
+        self.job = job
+
+    def exit_code(self) -> int | None:
+        if not self.job.done():
+            return None
+        error = self.job.exception()
+        return 1 if error is not None else int(self.job.result())
+
+    def cancel(self) -> None:
+        if not self.job.done():
+            self.job.cancel()
+
+
+class Submitit:
+    """Slurm, or processes where there is no Slurm. Time and resources are submitit's own settings, from the environment:
+    COMMVLM_SLURM="timeout_min=600,gpus_per_node=1,slurm_partition=a"."""
+
+    def __init__(self, folder: Path) -> None:
+        submitit = _extra("submitit", "cluster")
+        self.executor = submitit.AutoExecutor(folder=folder / "submitit")
+        self.executor.update_parameters(**_settings(os.environ.get("COMMVLM_SLURM", "timeout_min=600")))
+
+    def submit(self, command: Sequence[str], log: Path) -> Job:
+        return SubmititJob(self.executor.submit(run_command, list(command), str(log)))
+
+    def close(self) -> None:
+        pass
+
+
+class RayJob:
+    def __init__(self, ray: Any, reference: Any) -> None:
+        self.ray, self.reference = ray, reference
+
+    def exit_code(self) -> int | None:
+        ready, _ = self.ray.wait([self.reference], timeout=0)
+        if not ready:
+            return None
+        try:
+            return int(self.ray.get(self.reference))
+        except self.ray.exceptions.RayError:
+            return 1
+
+    def cancel(self) -> None:
+        self.ray.cancel(self.reference, force=True)
+
+
+class Ray:
+    """A Ray cluster at RAY_ADDRESS, or one of this machine."""
+
+    def __init__(self) -> None:
+        self.ray = _extra("ray", "ray")
+        if not self.ray.is_initialized():
+            self.ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
+        self.remote = self.ray.remote(num_cpus=1, max_retries=0)(run_command)
+
+    def submit(self, command: Sequence[str], log: Path) -> Job:
+        return RayJob(self.ray, self.remote.remote(list(command), str(log)))
+
+    def close(self) -> None:
+        self.ray.shutdown()
+
+
+EXECUTORS: dict[str, Callable[[Path], Executor]] = {
+    "local": lambda folder: Local(),
+    "submitit": Submitit,
+    "ray": lambda folder: Ray(),
+}
+"""By name: the study's folder -> an executor."""
+
+
+def _extra(module: str, extra: str) -> Any:
+    import importlib
+
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(f"{module} is not installed: pip install 'commvlm[{extra}]'") from error
+
+
+def _settings(text: str) -> dict[str, Any]:
+    """ "timeout_min=60,slurm_partition=a" -> their values, numbers as numbers."""
+    found: dict[str, Any] = {}
+    for entry in text.split(","):
+        name, equals, value = entry.partition("=")
+        if not equals:
+            raise ValueError(f"COMMVLM_SLURM has {entry!r}: it is name=value, separated by commas")
+        found[name.strip()] = int(value) if value.strip().isdigit() else value.strip()
+    return found
+
+
+def worker_command(root: Path, key: str, *, tasks: Sequence[str], keep: bool) -> list[str]:
+    """The command of one run."""
+    kept = "keep" if keep else "drop"
+    return [sys.executable, "-m", "commvlm.study.worker", str(root.resolve()), key, ",".join(tasks), kept]

@@ -1,0 +1,190 @@
+"""The study's report: one HTML file, and the same figures as CSV, JSON, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from ..app.charts import layer_chart
+from ..app.showcase import choose, show
+from ..evaluate.predictions import read_predictions
+from ..evaluate.receipts import write_json
+from ..evaluate.tasks import Record
+from . import charts
+from .claims import F, Verdict, claims_of, judged
+from .experiments import EXPERIMENTS, Experiment
+from .paper import PAPER, PAPER_WORDS
+from .results import Results, costs, read_results
+from .rows import Row, comm
+from .runs import Places
+from .settings import Scale
+from .tables import as_csv, as_json, latex, markdown, scores_of, verdicts_of
+
+BRANCHES = {"holds": "✓ holds", "reversed": "✗ reversed", "undecided": "? undecided"}
+
+
+def write_report(places: Places, scale: Scale) -> Path:
+    """ROOT/report.html, tables/, results.csv and results.json from what is done; returns the page's path.
+
+    Raises ValueError where nothing is done yet.
+    """
+    results = read_results(places)
+    if not results.runs:
+        raise ValueError(f"{places.root}: no run is done, there is nothing to report; see {places.root / 'logs'}")
+    verdicts = judged(claims_of(scale), results.estimates)
+    sections = [_section(name, scale, results, places) for name in results.grid["experiments"]]
+    table = verdicts_of("What the paper claims, and controls", verdicts)
+    tables = {section["name"]: section["table"] for section in sections} | {"claims": table}
+    for name, found in tables.items():
+        _write(places.root / "tables" / f"{name}.md", markdown(found))
+        _write(places.root / "tables" / f"{name}.tex", latex(found))
+    _write(places.root / "results.csv", as_csv(results))
+    write_json(as_json(results, verdicts), places.root / "results.json")
+    page = (
+        _environment()
+        .get_template("report.html")
+        .render(
+            scale=scale,
+            grid=results.grid,
+            done=len(results.runs),
+            total=len({key for row in results.rows.values() for key in row["runs"].values()}),
+            hours=sum(sum(r["seconds"].values()) for r in results.runs.values()) / 3600,
+            findings=_findings(verdicts),
+            claims=len(verdicts),
+            sections=sections,
+            words=BRANCHES,
+            shown=_gallery(places, results, comm(scale).name),
+            receipts=_receipts(results),
+            versions=next(iter(results.runs.values()))["versions"],
+        )
+    )
+    return _write(places.root / "report.html", page)
+
+
+def _environment() -> Environment:
+    from jinja2 import PackageLoader
+
+    environment = Environment(
+        loader=PackageLoader("commvlm.study", "."), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters["signed"] = lambda value: f"{value:+.1f}"
+    style = (resources.files("commvlm.app") / "report.html").read_text(encoding="utf-8")
+    environment.globals["style"] = Markup(style[style.index("<style>") + 7 : style.index("</style>")])
+    return environment
+
+
+def _findings(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+    """Finding by finding: its claims, how many hold, and that in words."""
+    found = []
+    for name, title in F.items():
+        own = [v for v in verdicts if v.claim.finding == name]
+        if own:
+            counts = Counter(v.word for v in own)
+            said = ", ".join(f"{counts[word]} {word}" for word in BRANCHES if counts[word])
+            found.append({"name": name, "title": title, "verdicts": own, "said": f"of {len(own)} claims: {said}"})
+    return found
+
+
+def _section(name: str, scale: Scale, results: Results, places: Places) -> dict[str, Any]:
+    """One experiment: its table, its chart, the paper's figures or words."""
+    experiment = EXPERIMENTS[name]
+    rows = experiment.rows(scale)
+    tasks = [task for task in experiment.tasks or scale.tasks if task in results.estimates]
+    taken = costs({row.name: row for row in rows}, places.root / "costs.json", runs=0)
+    return {
+        "name": name,
+        "experiment": experiment,
+        "table": scores_of(experiment.title, rows, tasks, results, taken),
+        "chart": Markup(_chart(name, experiment, rows, tasks, results)),
+        "paper": PAPER.get(name),
+        "words": PAPER_WORDS.get(name, ""),
+    }
+
+
+def _chart(name: str, experiment: Experiment, rows: Sequence[Row], tasks: Sequence[str], results: Results) -> str:
+    found = {task: results.estimates[task] for task in tasks}
+    if not any(row.name in found[task] for row in rows for task in tasks):
+        return ""
+    if name == "weights":
+        return _weights(rows, results)
+    if name == "collapse":
+        facts = _alignments(rows, results)
+        return charts.alignments(facts) if facts else ""
+    if experiment.over == "layer":
+        return charts.curves({task: _lines(rows, found[task]) for task in tasks})
+    return charts.dots([row.name for row in rows], found)
+
+
+def _lines(rows: Sequence[Row], estimates: Mapping[str, Any]) -> dict[str, dict[int, Any]]:
+    lines: dict[str, dict[int, Any]] = {}
+    for row in rows:
+        if row.name in estimates:
+            lines.setdefault(str(row.at["encoder"]), {})[int(row.at["layer"])] = estimates[row.name]
+    return lines
+
+
+def _weights(rows: Sequence[Row], results: Results) -> str:
+    """Learned weights, the mean over seeds."""
+    found: dict[str, dict[str, float]] = {}
+    for row in rows:
+        runs = list(results.of_row(row.name).values()) if row.name in results.rows else []
+        for encoder in runs[0]["layer_weights"] if runs else ():
+            values = [run["layer_weights"][encoder] for run in runs]
+            if values[0]:
+                mean = {layer: sum(v[layer] for v in values) / len(values) for layer in values[0]}
+                found[encoder if len(row.model.encoders) == 1 else f"{encoder} in {row.name}"] = mean
+    return layer_chart(found) if found else ""
+
+
+def _alignments(rows: Sequence[Row], results: Results) -> dict[str, Any]:
+    """Row -> what its first seed's run measured in the alignment."""
+    found = {}
+    for row in rows:
+        runs = results.of_row(row.name) if row.name in results.rows else {}
+        facts = runs[min(runs)]["alignments"] if runs else {}
+        if facts:
+            found[row.name] = next(iter(facts.values()))
+    return found
+
+
+def _gallery(places: Places, results: Results, main: str) -> list[Any]:
+    """A dozen questions drawn by lot, the whole model's answers with the controls' beside them."""
+    beside = [name for name in results.rows if name != main and (name.startswith("COMM") or name.endswith(" last"))]
+    answers = {name: _answers(places, results, name) for name in [main, *beside]}
+    if not answers.get(main):
+        return []
+    others = {name: found for name, found in answers.items() if name != main and found}
+    shown = [show(record, others, images=places.root / "world" / "images") for record in choose(answers[main])]
+    return [picture for picture in shown if picture is not None]
+
+
+def _answers(places: Places, results: Results, name: str) -> dict[str, list[Record]]:
+    runs = results.of_row(name) if name in results.rows else {}
+    if not runs:
+        return {}
+    folder = places.run(runs[min(runs)]["key"]) / "predictions"
+    return {path.stem: read_predictions(path) for path in sorted(folder.glob("*.jsonl"))}
+
+
+def _receipts(results: Results) -> list[dict[str, Any]]:
+    return [
+        {"row": name, "seed": seed, "key": result["key"], **result["seconds"]}
+        for name in results.rows
+        for seed, result in sorted(results.of_row(name).items())
+    ]
+
+
+def _write(path: Path, text: str) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(path.name + ".part")
+    part.write_text(text, encoding="utf-8")
+    os.replace(part, path)
+    return path

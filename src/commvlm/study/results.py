@@ -1,0 +1,97 @@
+"""What a study's folder holds, read back: rows, their results by seed, estimates per task, costs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ..evaluate.receipts import write_json
+from ..model.cost import inspect_model
+from ..model.measure import measure
+from ..model.spec import build_config
+from ..train.assemble import model_settings
+from .rows import Row
+from .runs import Places
+from .statistics import Estimate, estimates
+from .tallies import Tally
+
+
+@dataclass(frozen=True)
+class Results:
+    """rows: name -> at, pixels, model, runs (seed -> key). runs: key -> what its worker wrote. estimates: task -> row ->
+    estimate, of rows that have a result for every seed that any row of the study has."""
+
+    grid: Mapping[str, Any]
+    runs: Mapping[str, Mapping[str, Any]]
+    estimates: Mapping[str, Mapping[str, Estimate]] = field(default_factory=dict)
+
+    @property
+    def rows(self) -> Mapping[str, Any]:
+        return self.grid["rows"]
+
+    def of_row(self, name: str) -> dict[int, Mapping[str, Any]]:
+        """Seed -> result, of what is done."""
+        return {int(s): self.runs[key] for s, key in self.rows[name]["runs"].items() if key in self.runs}
+
+    def seeds(self, name: str) -> int:
+        return len(self.of_row(name)) if name in self.rows else 0
+
+
+def read_results(places: Places) -> Results:
+    """Raises ValueError where the folder holds no study, or a broken file."""
+    grid = _json(places.root / "grid.json", f"{places.root} holds no study: it has no grid.json; run `commvlm study`")
+    keys = [key for row in grid["rows"].values() for key in row["runs"].values()]
+    runs = {key: _json(places.result(key), "") for key in dict.fromkeys(keys) if places.done(key)}
+    bare = Results(grid, runs)
+    tasks = list(dict.fromkeys(task for result in runs.values() for task in result["tallies"]))
+    by_task = {}
+    for task in tasks:
+        tallies = {name: _tallies(bare, name, task) for name in grid["rows"]}
+        by_task[task] = estimates({name: found for name, found in tallies.items() if found})
+    return Results(grid, runs, by_task)
+
+
+def _tallies(results: Results, name: str, task: str) -> list[Tally]:
+    found = results.of_row(name)
+    return [Tally.from_json(result["tallies"][task]) for result in found.values() if task in result["tallies"]]
+
+
+def costs(rows: Mapping[str, Row], cache: Path, *, runs: int) -> dict[str, dict[str, Any]]:
+    """Row -> parameters and FLOPs of its visual half, visual tokens, and with `runs` passes its seconds and peak bytes.
+
+    Counted and measured once, kept in `cache`: measurements of one study belong to one machine.
+    """
+    kept: dict[str, Any] = _json(cache, "") if cache.is_file() else {}
+    for name, row in rows.items():
+        if name in kept and (kept[name]["measured"] or not runs):
+            continue
+        kept[name] = _cost(row, runs=runs)
+        write_json(kept, cache)
+    return {name: kept[name] for name in rows}
+
+
+def _cost(row: Row, *, runs: int) -> dict[str, Any]:
+    config = build_config(**model_settings(row.model))
+    parts = [part for part in inspect_model(config) if part.part not in ("total", "language_model")]
+    taken = measure(config, runs=runs) if runs else None
+    return {
+        "tokens": config.num_image_tokens,
+        "parameters": sum(part.parameters for part in parts),
+        "trained": sum(part.parameters for part in parts if part.part != "encoders"),
+        "flops": sum(part.flops for part in parts),
+        "measured": None
+        if taken is None
+        else {"seconds": taken.seconds, "peak_bytes": taken.peak_bytes, "threads": taken.threads, "dtype": taken.dtype},
+    }
+
+
+def _json(path: Path, lacking: str) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise ValueError(lacking or f"{path} is gone") from error
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON ({error.msg}); remove it and run the study again") from error

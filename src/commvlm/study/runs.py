@@ -1,0 +1,182 @@
+"""Runs: a row with a seed, known by the hash of everything that its result depends on."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from ..evaluate.receipts import fingerprint, write_json
+from ..model.spec import build_config
+from ..train.assemble import located, model_settings
+from ..train.recipe import Recipe, Source, as_yaml
+from ..train.run import check
+from .rows import Row
+from .settings import Scale
+
+FORMAT = 1
+"""Counted up when a run's result would be another one for the same recipe."""
+
+
+@dataclass(frozen=True)
+class Run:
+    """key: its folder's name. recipe: what is trained and asked."""
+
+    row: Row
+    seed: int
+    recipe: Recipe
+    key: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.row.name}, seed {self.seed}"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a study keeps what it makes: jobs/KEY.yaml, runs/KEY/, results/KEY.json, logs/KEY.txt, features/."""
+
+    root: Path
+
+    def job(self, key: str) -> Path:
+        return self.root / "jobs" / f"{key}.yaml"
+
+    def run(self, key: str) -> Path:
+        return self.root / "runs" / key
+
+    def result(self, key: str) -> Path:
+        return self.root / "results" / f"{key}.json"
+
+    def view(self, key: str) -> Path:
+        """Of the feature stores, what a run reads."""
+        return self.root / "features" / "views" / key
+
+    def log(self, key: str) -> Path:
+        return self.root / "logs" / f"{key}.txt"
+
+    def done(self, key: str) -> bool:
+        return self.result(key).is_file()
+
+
+def runs_of(scale: Scale, rows: Iterable[Row], *, data: str) -> list[Run]:
+    """Every row with every seed, seeds outermost: after the first third of the time every row has one result.
+
+    data: the folder of the data. Raises ValueError naming every row that cannot be built, before anything is started.
+    """
+    rows = list(rows)
+    settled: dict[str, str] = {}
+    impossible = []
+    for row in rows:
+        try:
+            settled[row.name] = _settled(row)
+        except ValueError as error:
+            impossible.append(f"{row.name}: {error}")
+    if impossible:
+        raise ValueError(f"{len(impossible)} of {len(rows)} rows cannot be run: {'; '.join(impossible)}")
+    made = []
+    for seed in range(scale.seeds):
+        for row in rows:
+            recipe = recipe_of(scale, row, seed, data=data)
+            check(recipe)
+            made.append(Run(row, seed, recipe, _key(recipe, settled[row.name])))
+    return made
+
+
+def recipe_of(scale: Scale, row: Row, seed: int, *, data: str) -> Recipe:
+    """The base recipe with the row's model, what it sees, and the seed."""
+    base = scale.base
+    return replace(
+        base,
+        name=f"{scale.name}: {row.name}",
+        model=row.model,
+        data=replace(base.data, root=data, pixels=row.pixels),
+        train=replace(base.train, seed=seed),
+    )
+
+
+def _settled(row: Row) -> str:
+    """The model in full, so that two ways to say one thing ("-1", "8") are one run; neither what an encoder is called nor
+    where its files lie on this machine makes another one."""
+    branches = row.model.encoders
+    config = build_config(**model_settings(row.model)).to_dict()
+    renamed = {branch.name: f"encoder {k}" for k, branch in enumerate(branches)}
+    weights = [branch.weights for branch in branches]
+    files = [weights_hash(branch.checkpoint) for branch in branches]
+    said = [_portable(config, renamed), weights, files, weights_hash(row.model.language_model)]
+    return json.dumps(said, sort_keys=True, default=str)
+
+
+def _portable(value: Any, renamed: Mapping[str, str]) -> Any:
+    if isinstance(value, dict):
+        dropped = ("_name_or_path", "transformers_version")
+        return {renamed.get(k, k): _portable(v, renamed) for k, v in value.items() if k not in dropped}
+    if isinstance(value, list | tuple):
+        return [_portable(item, renamed) for item in value]
+    return renamed.get(value, value) if isinstance(value, str) else value
+
+
+@lru_cache(maxsize=64)
+def weights_hash(checkpoint: str) -> str:
+    """Of a recipe's checkpoint: of its folder's files, or the hub id itself."""
+    folder = Path(located(checkpoint))
+    return str(fingerprint(folder)["sha256"]) if folder.is_dir() else checkpoint
+
+
+def _key(recipe: Recipe, settled: str) -> str:
+    """Of the settled model, all else that the recipe says, and the files that it reads."""
+    bare = replace(
+        recipe,
+        name="",
+        model=replace(recipe.model, encoders=[]),
+        data=replace(recipe.data, root="", workers=0),
+        train=replace(recipe.train, features=None),
+    )
+    sources = [*recipe.data.sources, *recipe.data.held_out, *recipe.evaluate.sources]
+    files = sorted({path for source in sources for path in _paths(source, recipe.data.root)})
+    read = [_file_hash(path, *_stamp(path)) for path in files]
+    said = "\0".join([str(FORMAT), as_yaml(bare), settled, *read])
+    return hashlib.sha256(said.encode()).hexdigest()[:16]
+
+
+def _paths(source: Source, root: str) -> list[str]:
+    return [str(Path(root) / file) for file in source.files.values()]
+
+
+def _stamp(path: str) -> tuple[int, int]:
+    try:
+        stat = Path(path).stat()
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}; the study's data are not complete (docs/data.md)") from error
+    return stat.st_size, stat.st_mtime_ns
+
+
+@lru_cache(maxsize=256)
+def _file_hash(path: str, size: int, stamp: int) -> str:
+    return str(fingerprint(Path(path))["sha256"])
+
+
+def write_jobs(places: Places, runs: Iterable[Run]) -> None:
+    """jobs/KEY.yaml of every run, and grid.json: which row and seed is which run."""
+    for run in runs:
+        target = places.job(run.key)
+        if not target.is_file():
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part = target.with_suffix(".part")
+            part.write_text(as_yaml(run.recipe), encoding="utf-8")
+            part.replace(target)
+
+
+def write_grid(places: Places, runs: Iterable[Run], facts: dict[str, Any]) -> None:
+    """grid.json: what the study at this folder is made of; the report is drawn from it."""
+    rows: dict[str, Any] = {}
+    for run in runs:
+        row = rows.setdefault(
+            run.row.name,
+            {"at": dict(run.row.at), "pixels": run.row.pixels, "model": asdict(run.row.model), "runs": {}},
+        )
+        row["runs"][str(run.seed)] = run.key
+    write_json({**facts, "rows": rows}, places.root / "grid.json")

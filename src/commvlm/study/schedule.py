@@ -1,0 +1,152 @@
+"""Goes over a grid of runs: what is done is not done again, what fails is told and the rest goes on."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from ..train.recipe import Recipe
+from .executors import Executor, Job
+from .runs import Places, Run
+
+POLL = 0.5
+"""Seconds between two looks at what the runs have written."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """run, and the last line that it said."""
+
+    run: Run
+    reason: str
+
+
+@dataclass
+class _Active:
+    run: Run
+    job: Job
+    began: float
+
+
+@contextmanager
+def locked(root: Path) -> Iterator[None]:
+    """This process alone works on the study at `root`. Raises ValueError, naming the other one, where one does already."""
+    root.mkdir(parents=True, exist_ok=True)
+    with (root / ".lock").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            other = file.read().strip() or "unknown"
+            raise ValueError(f"process {other} works on {root} already: wait for it, or choose another --out") from None
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def go_over(
+    runs: Sequence[Run], places: Places, executor: Executor, *, jobs: int, command: Callable[[str], Sequence[str]],
+    console: Console,
+) -> list[Failure]:  # fmt: skip
+    """Executes what has no result yet, at most `jobs` at once; returns those that failed. Runs of one key are one.
+
+    command: a run's key -> what makes its result. What is still going on when this is interrupted is ended.
+    """
+    every = {run.key: run for run in runs}
+    waiting = [run for run in every.values() if not places.done(run.key)]
+    failed: list[Failure] = []
+    active: list[_Active] = []
+    clock = _Clock(len(waiting), jobs)
+    with _bar(console) as progress:
+        bar = progress.add_task("", total=len(every), completed=len(every) - len(waiting), left="", now="")
+        try:
+            while waiting or active:
+                while waiting and len(active) < jobs:
+                    run = waiting.pop(0)
+                    job = executor.submit(command(run.key), places.log(run.key))
+                    active.append(_Active(run, job, time.monotonic()))
+                time.sleep(POLL)
+                for one in list(active):
+                    code = one.job.exit_code()
+                    if code is None:
+                        continue
+                    active.remove(one)
+                    clock.took(time.monotonic() - one.began)
+                    if not places.done(one.run.key):
+                        failed.append(Failure(one.run, _last_line(places.log(one.run.key), code)))
+                        console.print(f"failed: {one.run.name}: {failed[-1].reason}", style="red", highlight=False)
+                    progress.advance(bar)
+                shares = [share_done(places.run(one.run.key), one.run.recipe) for one in active]
+                names = ", ".join(f"{one.run.name} {share:.0%}" for one, share in zip(active, shares, strict=True))
+                progress.update(bar, left=clock.left(len(waiting), shares), now=names)
+        finally:
+            for one in active:
+                one.job.cancel()
+    return failed
+
+
+def _bar(console: Console) -> Progress:
+    columns = (
+        TextColumn("runs"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[left]}"),
+        TextColumn("{task.fields[now]}", markup=False),
+    )  # fmt: skip
+    return Progress(*columns, console=console)
+
+
+class _Clock:
+    """How long what is left will take, from the runs that are done."""
+
+    def __init__(self, total: int, jobs: int) -> None:
+        self.jobs = min(jobs, max(total, 1))
+        self.seconds: list[float] = []
+
+    def took(self, seconds: float) -> None:
+        self.seconds.append(seconds)
+
+    def left(self, waiting: int, shares: Sequence[float]) -> str:
+        if not self.seconds:
+            return "time left unknown until a run is done"
+        runs = waiting + sum(1 - share for share in shares)
+        minutes = runs * sum(self.seconds) / len(self.seconds) / self.jobs / 60
+        return f"about {minutes / 60:.1f} h left" if minutes > 90 else f"about {minutes:.0f} min left"
+
+
+def share_done(folder: Path, recipe: Recipe) -> float:
+    """Of a run's training steps, by its log."""
+    row = _last_row(folder / "log.jsonl")
+    if row is None:
+        return 0.0
+    stages = recipe.train.stages
+    total = sum(stage.steps for stage in stages)
+    names = [stage.name for stage in stages]
+    before = sum(stage.steps for stage in stages[: names.index(row["stage"])]) if row["stage"] in names else 0
+    return (before + int(row["step"])) / total
+
+
+def _last_row(log: Path) -> dict[str, Any] | None:
+    """The last whole line of a log that is being written."""
+    if not log.exists():
+        return None
+    whole = log.read_text(encoding="utf-8").rpartition("\n")[0].rpartition("\n")[2]
+    try:
+        return json.loads(whole)
+    except json.JSONDecodeError:
+        return None
+
+
+def _last_line(log: Path, code: int) -> str:
+    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
+    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+    return f"{last[-300:]} (exit code {code}; all of it in {log})"

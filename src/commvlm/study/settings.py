@@ -1,0 +1,132 @@
+"""A scale of the study: which encoders, layers, seeds and data, on top of which recipe. One YAML file each, in scales/."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from difflib import get_close_matches
+from functools import cached_property
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ..train.keys import RecipeError, check_keys
+from ..train.recipe import Encoder, Model, Recipe, filled, load_recipe, read_yaml
+
+FOLDER = "scales"
+
+
+@dataclass(frozen=True)
+class StudyEncoder:
+    """An encoder as every figure has it: one line of the scale's file.
+
+    name, checkpoint, image_size: as in a recipe. align: how its features are aligned (the paper: an MLP where the encoder
+    never saw text). merged: the layers that its merged branch takes ("+ MFM", COMM). last: the layer that stands for "one
+    deep layer". deep: the layers that Mean(half) takes.
+    """
+
+    name: str
+    checkpoint: str
+    align: str | dict[str, Any] = "identity"
+    image_size: int | None = None
+    merged: int | str | list[int | str] = "all"
+    last: int = -1
+    deep: int | str | list[int | str] = "half"
+    weights: str = "checkpoint"
+
+
+@dataclass(frozen=True)
+class World:
+    """Scenes of the micro world that a scale trains on and asks about."""
+
+    train: int
+    test: int
+    difficulty: str = "easy"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """name: of its folder. recipe: whose data, language model, training and questions every run has. options: keys of that
+    recipe that are changed, by their dotted names. pair: the names of the two encoders that COMM joins, the text-supervised
+    one first. layers: 1-based block outputs of the layer sweeps. mlp: the alignment that stands for "an MLP".
+    depths, ratios: of the alignment sweep. tasks: those that are scored. larger_image: side in pixels at which the first
+    encoder costs about as much as the pair. capacity: a single encoder of about the pair's size, if there is one.
+    controls: those of the controls that this scale runs, by name; all of them without it.
+    world: the micro world to make; without it the data are at data.root. features: how the encoders' features are kept,
+    "fp32", "bf16" or "int8", so that they run once for all runs; without it they run in every step. keep: whether trained
+    models stay on the disk.
+    """
+
+    name: str
+    recipe: str
+    encoders: list[StudyEncoder]
+    pair: list[str]
+    layers: list[int]
+    seeds: int = 3
+    mlp: dict[str, Any] = field(default_factory=lambda: {"kind": "mlp", "hidden": 1, "ratio": 4})
+    depths: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
+    ratios: list[int] = field(default_factory=lambda: [8, 16])
+    tasks: list[str] = field(default_factory=lambda: ["rec", "reg", "pope", "vqa", "caption"])
+    larger_image: int | None = None
+    capacity: StudyEncoder | None = None
+    controls: list[str] | None = None
+    world: World | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    features: str | None = None
+    keep: bool = False
+
+    def encoder(self, name: str) -> StudyEncoder:
+        return next(e for e in self.encoders if e.name == name)
+
+    @cached_property
+    def base(self) -> Recipe:
+        """The recipe under every run, options applied."""
+        words = [word for key, value in self.options.items() for word in (f"--{key}", _word(value))]
+        return load_recipe(self.recipe, words)
+
+    def model(self, *encoders: Encoder, **changes: Any) -> Model:
+        """The base recipe's model with these encoders in place of its own."""
+        from dataclasses import replace
+
+        return replace(self.base.model, encoders=list(encoders), **changes)
+
+
+def _word(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def shipped_scales() -> dict[str, Path]:
+    """The scales that come with the package, by name."""
+    folder = Path(str(resources.files("commvlm.study") / FOLDER))
+    return {path.stem: path for path in sorted(folder.glob("*.yaml"))}
+
+
+def load_scale(name: str) -> Scale:
+    """A shipped scale by name, or a YAML file's. Raises RecipeError for neither, an unknown key (with the nearest one), a
+    wrong type, or settings that do not fit each other."""
+    shipped = shipped_scales()
+    path = shipped.get(name, Path(name))
+    if not path.is_file():
+        near = get_close_matches(name, shipped, n=1)
+        hint = f"did you mean {near[0]!r}? " if near else ""
+        raise RecipeError(f"there is no scale {name!r}; {hint}shipped: {', '.join(shipped)}; or give a YAML file")
+    content = read_yaml(path)
+    check_keys(content, Scale, where=path.name)
+    scale = Scale(**filled(content, Scale, where=path.name))
+    _check(scale, path.name)
+    return scale
+
+
+def _check(scale: Scale, where: str) -> None:
+    names = [encoder.name for encoder in scale.encoders]
+    if len(set(names)) != len(names):
+        raise RecipeError(f"{where}: two encoders have one name: {', '.join(names)}")
+    if len(scale.pair) != 2 or scale.pair[0] == scale.pair[1]:
+        raise RecipeError(f"{where}: pair names two encoders, it is {scale.pair}")
+    for name in scale.pair:
+        if name not in names:
+            raise RecipeError(f"{where}: pair names {name!r}, which is none of its encoders {', '.join(names)}")
+    if scale.seeds < 1:
+        raise RecipeError(f"{where}: seeds is {scale.seeds}, it must be at least 1")
+    if not scale.layers:
+        raise RecipeError(f"{where}: layers is empty: name the block outputs of the layer sweeps")

@@ -1,0 +1,123 @@
+"""`commvlm study`: experiments -> rows -> runs -> report, in one folder that any call goes on with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+from rich.console import Console
+
+from ..microworld.writer import write_world
+from .executors import EXECUTORS, worker_command
+from .experiments import experiments_named, rows_of
+from .features import prepare_features, readable
+from .report import write_report
+from .results import costs
+from .rows import Row
+from .runs import Places, Run, runs_of, write_grid, write_jobs
+from .schedule import Failure, go_over, locked
+from .settings import Scale, load_scale
+
+MEASURED = 5
+"""Forward passes of which a visual half's milliseconds are the median, at scales that make their own world."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a call wants. names: experiments. root: the study's folder. data: of a scale without a world of its own."""
+
+    names: Sequence[str]
+    scale: Scale
+    root: Path
+    data: Path | None = None
+
+
+def asked(names: Sequence[str], *, scale: str, out: Path | None, seeds: int | None, data: Path | None) -> Asked:
+    """Raises ValueError for an experiment or a scale that there is not, naming the nearest."""
+    experiments_named(list(names))
+    found = load_scale(scale)
+    if seeds is not None:
+        found = replace(found, seeds=seeds)
+    return Asked(tuple(names), found, out or Path("runs/study") / found.name, data)
+
+
+def planned(asked: Asked) -> tuple[list[Row], list[Run]]:
+    """The rows and the runs; makes the micro world where there is one. Raises ValueError for rows that cannot be run."""
+    rows = rows_of(asked.scale, list(asked.names))
+    runs = runs_of(asked.scale, rows, data=str(_data(asked)))
+    return rows, [_reading(run, asked) for run in runs]
+
+
+def _reading(run: Run, asked: Asked) -> Run:
+    """The run with its features read from the study's stores, where it can."""
+    if asked.scale.features is None or not readable(run):
+        return run
+    view = str(Places(asked.root).view(run.key).resolve())
+    return replace(run, recipe=replace(run.recipe, train=replace(run.recipe.train, features=view)))
+
+
+def _data(asked: Asked) -> Path:
+    world = asked.scale.world
+    if world is None:
+        return (asked.data or Path(asked.scale.base.data.root)).resolve()
+    folder = asked.root / "world"
+    return write_world(folder, train=world.train, test=world.test, difficulty=world.difficulty).resolve()
+
+
+def study(asked: Asked, *, jobs: int, executor: str, console: Console) -> tuple[Path, list[Failure]]:
+    """Runs what has no result yet, and writes the report; returns its path and the runs that failed.
+
+    Raises ValueError for rows that cannot be run (all of them named, before anything starts), for an executor that there is
+    not, and where another process works on the folder.
+    """
+    if jobs < 1:
+        raise ValueError(f"jobs is {jobs}: at least one run must be able to go on")
+    with locked(asked.root):
+        rows, runs = planned(asked)
+        places = Places(asked.root)
+        _remember(places, rows, runs, asked)
+        write_jobs(places, runs)
+        costs({row.name: row for row in rows}, asked.root / "costs.json", runs=MEASURED if asked.scale.world else 0)
+        if asked.scale.features is not None:
+            prepare_features(places, runs, kept=asked.scale.features)
+        engine = EXECUTORS[executor](asked.root)
+        try:
+            command = partial(worker_command, asked.root, tasks=asked.scale.tasks, keep=asked.scale.keep)
+            failed = go_over(runs, places, engine, jobs=jobs, command=command, console=console)
+        finally:
+            engine.close()
+        return write_report(places, asked.scale), failed
+
+
+def _remember(places: Places, rows: Sequence[Row], runs: Sequence[Run], asked: Asked) -> None:
+    """grid.json, with the rows and experiments of earlier calls on this folder kept.
+
+    Raises ValueError where the folder is another scale's.
+    """
+    path = places.root / "grid.json"
+    scale = asked.scale
+    facts = {
+        "scale": scale.name,
+        "world": None if scale.world is None else {"train": scale.world.train, "test": scale.world.test},
+        "experiments": list(experiments_named(list(asked.names))),
+    }
+    if path.is_file():
+        kept = json.loads(path.read_text(encoding="utf-8"))
+        if (kept["scale"], kept["world"]) != (facts["scale"], facts["world"]):
+            raise ValueError(f"{places.root} holds a study of scale {kept['scale']!r}; choose another --out")
+        names = [*kept["experiments"], *facts["experiments"]]
+        facts["experiments"] = list(dict.fromkeys(names))
+        every = rows_of(scale, facts["experiments"])
+        runs = runs_of(scale, every, data=runs[0].recipe.data.root)
+    write_grid(places, runs, facts)
+
+
+def grid_table(rows: Sequence[Row], runs: Sequence[Run], places: Places) -> str:
+    """What would be run, and what is done already."""
+    keys = {run.key for run in runs}
+    done = sum(places.done(key) for key in keys)
+    lines = [f"{row.name}" for row in rows]
+    return "\n".join([*lines, f"{len(rows)} rows, {len(keys)} runs, {done} of them done"])

@@ -1,0 +1,140 @@
+"""The study's tables as data, and as CSV, Markdown and LaTeX."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from .claims import Verdict
+from .results import Results
+from .rows import Row
+from .statistics import Estimate
+
+TITLES = {
+    "rec": "REC acc@0.5",
+    "reg": "REG CIDEr",
+    "pope": "POPE accuracy",
+    "vqa": "VQA accuracy",
+    "caption": "caption CIDEr",
+}
+COSTS = ("parameters M", "GFLOPs", "tokens", "ms", "MB")
+
+
+@dataclass(frozen=True)
+class Table:
+    """head: column titles. rows: a name, then a cell per column. Cells are texts, as they are printed."""
+
+    title: str
+    head: Sequence[str]
+    rows: Sequence[Sequence[str]]
+
+
+def cell(estimate: Estimate | None) -> str:
+    return "–" if estimate is None else f"{estimate.mean:.1f} [{estimate.low:.1f}, {estimate.high:.1f}]"
+
+
+def cost_cells(cost: Mapping[str, Any]) -> list[str]:
+    """Of the visual half: millions of parameters, GFLOPs, visual tokens, milliseconds and megabytes of one image."""
+    measured = cost["measured"]
+    taken = (
+        ["–", "–"] if measured is None else [f"{1e3 * measured['seconds']:.1f}", f"{measured['peak_bytes'] / 1e6:.1f}"]
+    )
+    return [f"{cost['parameters'] / 1e6:.2f}", f"{cost['flops'] / 1e9:.3g}", str(cost["tokens"]), *taken]
+
+
+def scores_of(
+    title: str, rows: Sequence[Row], tasks: Sequence[str], results: Results, costs: Mapping[str, Mapping[str, Any]]
+) -> Table:
+    """One line per row: seeds, each task's mean and 95 % interval, what the visual half costs."""
+    lines = []
+    for row in rows:
+        found = [cell(results.estimates.get(task, {}).get(row.name)) for task in tasks]
+        lines.append([row.name, str(results.seeds(row.name)), *found, *cost_cells(costs[row.name])])
+    return Table(title, ["row", "seeds", *(TITLES.get(task, task) for task in tasks), *COSTS], lines)
+
+
+def verdicts_of(title: str, verdicts: Sequence[Verdict]) -> Table:
+    """One line per claim."""
+    lines = [
+        [
+            f"{v.claim.finding}: {v.claim.says}", TITLES.get(v.claim.task, v.claim.task), v.claim.expect,
+            cell(v.estimate), f"{v.estimate.p:.3f}", f"{v.adjusted:.3f}", v.word,
+        ]
+        for v in verdicts
+    ]  # fmt: skip
+    return Table(title, ["claim", "task", "expected", "difference", "p", "p (Holm)", "verdict"], lines)
+
+
+def markdown(table: Table) -> str:
+    """A Markdown table under its title."""
+    lines = [list(table.head), *(list(row) for row in table.rows)]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(table.head))]
+    text = [
+        "| " + " | ".join(part.ljust(width) for part, width in zip(line, widths, strict=True)) + " |" for line in lines
+    ]
+    text.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
+    return f"### {table.title}\n\n" + "\n".join(text) + "\n"
+
+
+_ESCAPES = {"%": r"\%", "&": r"\&", "_": r"\_", "#": r"\#", "–": "--", "+": "{+}"}
+
+
+def latex(table: Table) -> str:
+    """A LaTeX table for booktabs."""
+
+    def line(cells: Sequence[str]) -> str:
+        return " & ".join("".join(_ESCAPES.get(char, char) for char in text) for text in cells) + r" \\"
+
+    body = [r"\begin{table}", r"\centering", rf"\caption{{{line([table.title])[:-3]}}}"]
+    body += [rf"\begin{{tabular}}{{l{'r' * (len(table.head) - 1)}}}", r"\toprule", line(table.head), r"\midrule"]
+    return "\n".join([*body, *map(line, table.rows), r"\bottomrule", r"\end{tabular}", r"\end{table}", ""])
+
+
+def as_csv(results: Results) -> str:
+    """One line per run and task: row, seed, key, task, metric, value, n, seconds of training."""
+    out = io.StringIO()
+    writer = csv.writer(out)
+    writer.writerow(["row", "seed", "key", "task", "metric", "rule", "value", "n", "unparsable", "train_seconds"])
+    for name in results.rows:
+        for seed, result in sorted(results.of_row(name).items()):
+            for task, score in result["scores"].items():
+                writer.writerow(
+                    [
+                        name, seed, result["key"], task, score["metric"], score["rule"], score["value"], score["n"],
+                        score["unparsable"], round(result["seconds"]["train"], 1),
+                    ]
+                )  # fmt: skip
+    return out.getvalue()
+
+
+def as_json(results: Results, verdicts: Sequence[Verdict]) -> dict[str, Any]:
+    """Estimates and verdicts: small enough to be kept in a repository."""
+    return {
+        "scale": results.grid["scale"],
+        "world": results.grid["world"],
+        "seconds": sum(sum(result["seconds"].values()) for result in results.runs.values()),
+        "runs": len(results.runs),
+        "rows": {
+            name: {
+                "seeds": results.seeds(name),
+                **{
+                    task: [round(value, 3) for value in (found[name].mean, found[name].low, found[name].high)]
+                    for task, found in results.estimates.items()
+                    if name in found
+                },
+            }
+            for name in results.rows
+            if results.seeds(name)
+        },
+        "claims": [
+            {
+                "finding": v.claim.finding, "says": v.claim.says, "task": v.claim.task, "expected": v.claim.expect,
+                "difference": [round(value, 3) for value in (v.estimate.mean, v.estimate.low, v.estimate.high)],
+                "p": round(v.estimate.p, 5), "p_holm": round(v.adjusted, 5), "verdict": v.word,
+            }
+            for v in verdicts
+        ],
+    }  # fmt: skip

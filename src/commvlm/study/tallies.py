@@ -1,0 +1,69 @@
+"""Tallies: what a run earned on each image, so that any two runs can be compared on the same questions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePath
+from typing import Any
+
+import numpy as np
+
+from ..evaluate.tasks import Record, Score
+
+UNITS = {"reg": 1.0, "caption": 1.0}
+"""Marks of CIDEr are 0 to 10 and its value is 100 times their mean, as for shares."""
+
+
+@dataclass(frozen=True)
+class Tally:
+    """Of one task: images (c,), groups (g,) of questions whose means are averaged (POPE's three sets), and the sum and the
+    number of marks of every image and group, (c, g) each."""
+
+    images: tuple[str, ...]
+    groups: tuple[str, ...]
+    sums: np.ndarray
+    counts: np.ndarray
+
+    def values(self, weights: np.ndarray) -> np.ndarray:
+        """weights (draws, c): how often each image was drawn -> the figure of each draw (draws,), in percent."""
+        return 100.0 * ((weights @ self.sums) / np.maximum(weights @ self.counts, 1e-12)).mean(axis=1)
+
+    def value(self) -> float:
+        return float(self.values(np.ones((1, len(self.images))))[0])
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "images": list(self.images), "groups": list(self.groups),
+            "sums": np.round(self.sums, 9).tolist(), "counts": self.counts.astype(int).tolist(),
+        }  # fmt: skip
+
+    @classmethod
+    def from_json(cls, said: Mapping[str, Any]) -> Tally:
+        sums, counts = (np.asarray(said[name], dtype=np.float64) for name in ("sums", "counts"))
+        return cls(tuple(said["images"]), tuple(said["groups"]), sums, counts)
+
+
+def tally(score: Score, records: Sequence[Record]) -> Tally:
+    """From a score's marks. Raises ValueError where its mean is not the score: the figure is no mean of marks."""
+    by_id = {record.id: record for record in records}
+    kept = [(by_id[key], mark) for key, mark in score.marks.items()]
+    images = sorted({_image(record) for record, _ in kept})
+    groups = sorted({_group(record) for record, _ in kept})
+    row, column = ({name: k for k, name in enumerate(names)} for names in (images, groups))
+    sums, counts = np.zeros((len(images), len(groups))), np.zeros((len(images), len(groups)))
+    for record, mark in kept:
+        sums[row[_image(record)], column[_group(record)]] += mark
+        counts[row[_image(record)], column[_group(record)]] += 1
+    made = Tally(tuple(images), tuple(groups), sums, counts)
+    if abs(made.value() - score.value) > 1e-6 * max(1.0, abs(score.value)):
+        raise ValueError(f"{score.task} is {score.value}, its marks' mean is {made.value()}: it cannot be compared so")
+    return made
+
+
+def _image(record: Record) -> str:
+    return PurePath(record.cluster).name
+
+
+def _group(record: Record) -> str:
+    return str(record.facts.get("set", "")) if record.task == "pope" else ""

@@ -1,0 +1,85 @@
+"""One run: trained, asked, tallied. `python -m commvlm.study.worker FOLDER KEY` is what every executor starts."""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..app.evaluation import evaluate
+from ..evaluate.predictions import read_predictions
+from ..evaluate.receipts import versions, write_json
+from ..evaluate.run import score
+from ..train.recipe import Recipe, load_recipe
+from ..train.run import train
+from .alignments import alignment_facts
+from .runs import Places
+from .tallies import tally
+
+
+def work(places: Places, key: str, *, tasks: Sequence[str] = (), keep: bool = False) -> Path:
+    """Trains jobs/KEY.yaml into runs/KEY, asks it `tasks`, and writes results/KEY.json; a run that was killed goes on.
+
+    keep: whether the trained model stays; answers, logs and receipts always do.
+    """
+    target = places.result(key)
+    if target.is_file():
+        return target
+    recipe, folder = load_recipe(places.job(key)), places.run(key)
+    began = time.perf_counter()
+    train(recipe, folder)
+    trained = time.perf_counter()
+    scores = evaluate(folder, tasks=tasks)
+    result = {
+        "name": recipe.name,
+        "key": key,
+        "seconds": {"train": trained - began, "evaluate": time.perf_counter() - trained},
+        "scores": {name: found.as_json() for name, found in scores.items()},
+        "tallies": _tallies(folder, list(scores)),
+        **_run_facts(folder, recipe),
+        "versions": versions(),
+    }
+    write_json(result, target)
+    if not keep:
+        shutil.rmtree(folder / "model", ignore_errors=True)
+    return target
+
+
+def _tallies(folder: Path, tasks: Sequence[str]) -> dict[str, Any]:
+    made = {}
+    for name in tasks:
+        path = folder / "predictions" / f"{name}.jsonl"
+        made[name] = tally(score(path)[name], read_predictions(path)).as_json()
+    return made
+
+
+def _run_facts(folder: Path, recipe: Recipe) -> dict[str, Any]:
+    """What the run's own files say: learned weights, the loss curve's end, and how gradients fare in the alignments."""
+    import json
+
+    facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    return {
+        "layer_weights": facts["layer_weights"],
+        "losses": [[row["stage"], row["step"], round(row["loss"], 5)] for row in rows],
+        "alignments": alignment_facts(recipe, folder / "model"),
+    }
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """FOLDER KEY TASKS KEEP -> exit code; a fault is one line on stderr."""
+    root, key, tasks, keep = sys.argv[1:] if argv is None else argv
+    try:
+        work(Places(Path(root)), key, tasks=[name for name in tasks.split(",") if name], keep=keep == "keep")
+    except (ValueError, OSError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

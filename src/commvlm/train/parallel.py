@@ -1,0 +1,71 @@
+"""One run in several processes: which of them writes, and how all stop when one fails.
+
+torchrun, Slurm or `commvlm train --processes` start the processes and say RANK, WORLD_SIZE and where to meet; the library
+does the rest. Alone, everything here is as if it were not.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+from accelerate import PartialState
+from accelerate.utils import gather_object
+
+LOST = ("gloo", "NCCL", "ProcessGroup", "Connection reset", "Connection closed", "store")
+"""Words of what torch says when another process of the run went away."""
+
+
+class LostProcess(ConnectionError):
+    """Another process of the run ended."""
+
+
+def processes() -> PartialState:
+    """This process among those of the run: `process_index`, `num_processes`, `is_main_process`. Waits for the others."""
+    return PartialState(cpu=not torch.cuda.is_available())
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What every process does on its own; none goes on before all are done, and all stop where one failed.
+
+    The first that failed raises its error, the others leave in silence with SystemExit 2: one line is said, not eight.
+    """
+    failure: Exception | None = None
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        failure = error
+    failed = gather_object([failure is not None])
+    if not any(failed):
+        return
+    if failure is not None and failed.index(True) == processes().process_index:
+        raise failure
+    raise SystemExit(2)
+
+
+@contextmanager
+def hearing() -> Iterator[None]:
+    """Raises LostProcess where another process is gone, in place of what its going away looks like from here."""
+    try:
+        yield
+    except RuntimeError as error:
+        if processes().num_processes == 1 or not any(word in str(error) for word in LOST):
+            raise
+        raise LostProcess(
+            "another process of this run ended, so this one does; the last whole checkpoint stays, "
+            "and the same command goes on from it"
+        ) from error
+
+
+def leave() -> None:
+    """Ends the group of processes, after a run that went well."""
+    if processes().num_processes > 1:
+        processes().destroy_process_group()
+
+
+def speaks() -> bool:
+    """Whether this process may say what all of them know; asked without waiting for the others."""
+    return os.environ.get("RANK", "0") == "0"

@@ -1,0 +1,48 @@
+"""What is measured inside an alignment, against arithmetic by hand and autograd."""
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from commvlm.microworld.writer import write_world
+from commvlm.study.alignments import _batch, effective_rank, measure
+from commvlm.study.experiments import aligned
+from commvlm.study.runs import recipe_of
+from commvlm.study.settings import load_scale
+from commvlm.train.assemble import assemble
+
+
+def test_effective_rank_by_hand():
+    rng = np.random.default_rng(0)
+    plane = torch.tensor(rng.standard_normal((4000, 2)) @ rng.standard_normal((2, 6)))
+    values = torch.linalg.eigvalsh(torch.cov(plane.T))
+    assert effective_rank(plane) == pytest.approx(float(values.sum() ** 2 / (values**2).sum()), rel=1e-6)
+    assert effective_rank(torch.eye(64, dtype=torch.float64) * 3) == pytest.approx(63)
+    assert effective_rank(torch.ones(5, 3)) == 0
+
+
+def test_gradients_and_spread_are_those_of_the_layers_themselves(tmp_path):
+    scale = load_scale("micro")
+    world = write_world(tmp_path / "world", train=4, test=2)
+    recipe = recipe_of(scale, aligned(scale, scale.encoder("dinov2"), 2, 4), 0, data=str(world))
+    model, processor = assemble(recipe.model)
+    batch = _batch(recipe, model, processor)
+    found = measure(model, batch)["dinov2"]
+    assert len(found) == 3  # two hidden layers and the one out
+    model.zero_grad()
+    model(**batch).loss.backward()
+    align = model.model.vision_tower.branches["dinov2"].align
+    linears = [part for part in align if isinstance(part, nn.Linear)]
+    merged = []
+    handle = align.register_forward_pre_hook(lambda module, given: merged.append(given[0]))
+    with torch.no_grad():
+        model(**batch)
+        handle.remove()
+        first = linears[0](merged[0]).flatten(0, 1)
+    assert found[0]["spread"] == pytest.approx(float(first.std(0).mean()), rel=1e-4)
+    for facts, linear in zip(found, linears, strict=True):
+        assert facts["gradient_norm"] == pytest.approx(
+            float(linear.weight.grad.norm() / linear.weight.norm()), rel=1e-4
+        )
+        assert 1 <= facts["rank"] <= 512

@@ -1,0 +1,112 @@
+"""The study's statistics against arithmetic by hand and a slow loop."""
+
+import numpy as np
+import pytest
+
+from commvlm.evaluate.tasks import Record, task_named
+from commvlm.study.claims import Claim, difference, judged, word
+from commvlm.study.controls import BLIND
+from commvlm.study.statistics import Estimate, estimates, holm
+from commvlm.study.tallies import Tally, tally
+
+
+def made(sums, counts=None):
+    sums = np.atleast_2d(np.asarray(sums, dtype=float).T).T
+    counts = np.ones_like(sums) if counts is None else np.asarray(counts, dtype=float)
+    names = tuple(f"{k}.png" for k in range(len(sums)))
+    return Tally(names, tuple(str(k) for k in range(sums.shape[1])), sums, counts)
+
+
+def record(number, answer, text, *, image, name="random"):
+    return Record(
+        id=str(number), task="pope", image=image, width=10, height=10, question="?", text=text, parsed=text,
+        answer=answer, facts={"set": name},
+    )  # fmt: skip
+
+
+def test_a_tally_is_the_score_by_image_and_set():
+    records = [
+        record(1, "yes", "yes", image="a/1.png"),
+        record(2, "no", "yes", image="a/1.png"),
+        record(3, "no", "no", image="a/2.png"),
+        record(4, "yes", "yes", image="a/2.png", name="popular"),
+    ]
+    score = task_named("pope").score(records)
+    found = tally(score, records)
+    assert found.images == ("1.png", "2.png")
+    assert found.groups == ("popular", "random")
+    assert found.sums.tolist() == [[0, 1], [1, 1]]
+    assert found.counts.tolist() == [[0, 2], [1, 1]]
+    assert found.value() == pytest.approx(score.value) == pytest.approx(100 * (1 / 1 + 2 / 3) / 2)
+    assert Tally.from_json(found.as_json()).value() == pytest.approx(found.value())
+
+
+def test_a_bootstrap_is_that_of_a_slow_loop():
+    rng = np.random.default_rng(1)
+    seeds = [made(rng.integers(0, 2, 40)) for _ in range(3)]
+    found = estimates({"row": seeds}, draws=4000, seed=3)["row"]
+    slow = []
+    for _ in range(4000):
+        images = rng.integers(40, size=40)
+        chosen = rng.integers(3, size=3)
+        slow.append(np.mean([100 * seeds[s].sums[images, 0].mean() for s in chosen]))
+    assert found.mean == pytest.approx(np.mean([t.value() for t in seeds]))
+    assert found.draws.std() == pytest.approx(np.std(slow), rel=0.08)
+    assert [found.low, found.high] == pytest.approx(np.percentile(slow, [2.5, 97.5]), abs=1.5)
+
+
+def test_what_is_hard_for_both_cancels_in_their_difference():
+    rng = np.random.default_rng(0)
+    hard = rng.integers(0, 2, 100)
+    better = hard.copy()
+    better[np.flatnonzero(hard == 0)[:10]] = 1
+    found = estimates({"a": [made(hard)], "b": [made(better)]})
+    gap = found["b"].minus(found["a"])
+    assert gap.mean == pytest.approx(10.0)
+    alone = np.hypot(found["a"].draws.std(), found["b"].draws.std())
+    assert gap.draws.std() < 0.6 * alone
+    assert gap.low > 0
+    assert found["b"].low < found["a"].high  # intervals of the rows overlap; that of their difference decides
+
+
+def test_rows_that_were_asked_other_questions_are_refused():
+    with pytest.raises(ValueError, match=r"b and a were not asked the same questions"):
+        estimates({"a": [made([1, 0])], "b": [made([1, 0], [[1], [2]])]})
+
+
+def test_holm_by_hand():
+    assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
+
+
+def about(mean, width):
+    rng = np.random.default_rng(0)
+    return Estimate.of(mean, mean + width * rng.standard_normal(4000))
+
+
+@pytest.mark.parametrize(
+    ("mean", "width", "expect", "said"),
+    [
+        (5, 1, "more", "holds"), (-5, 1, "more", "reversed"), (1, 1, "more", "undecided"),
+        (-5, 1, "less", "holds"), (5, 1, "less", "reversed"),
+        (0, 0.5, "level", "holds"), (0, 3, "level", "undecided"), (6, 1, "level", "reversed"),
+    ],
+)  # fmt: skip
+def test_the_interval_words_the_verdict(mean, width, expect, said):
+    assert word(about(mean, width), expect) == said
+
+
+def test_rows_that_are_all_blind_decide_nothing():
+    rows = {"a": about(50, 0.1), "b": about(50, 0.1), BLIND: about(50, 0.1), "c": about(60, 0.1)}
+    level = Claim("F2", "level", "pope", {"a": 1, "b": -1}, "level")
+    above = Claim("F5", "c above a", "pope", {"c": 1, "a": -1})
+    absent = Claim("F5", "not run", "pope", {"c": 1, "d": -1})
+    first, second = judged([level, above, absent], {"pope": rows})
+    assert (first.word, first.floor) == ("undecided", True)
+    assert (second.word, second.floor) == ("holds", False)
+
+
+def test_a_difference_of_differences_is_taken_draw_by_draw():
+    rows = {name: about(mean, 1) for name, mean in {"a": 8, "b": 3, "c": 2, "d": 1}.items()}
+    found = difference(rows, {"a": 1, "b": -1, "c": -1, "d": 1})
+    assert found.mean == 4
+    assert found.draws == pytest.approx(np.full(4000, 4.0))  # the same draws in all four cancel
