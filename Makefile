@@ -62,11 +62,14 @@ check: $(READY) ## ruff and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-# Hours on one core; what is done is kept, so it may be stopped at any time and called again.
-encoders: $(READY) ## pretrain the tiny LM, CLIP and DINOv2 from nothing, and score them
-	for part in lm clip dinov2; do \
-	  OMP_NUM_THREADS=1 nice $(BIN)/commvlm microworld pretrain $$part --out $(ENCODERS)/$$part && \
-	  OMP_NUM_THREADS=1 nice $(BIN)/commvlm microworld card $(ENCODERS)/$$part/model || exit; \
+# Hours on one core; what is done is kept, so it may be stopped at any time and called again. The malloc settings spare page
+# faults: glibc else gives every large tensor back to the system.
+PARTS ?= lm clip deit mae dinov2
+encoders: $(READY) ## pretrain the tiny LM and the four tiny encoders from nothing, and score them
+	for part in $(PARTS); do \
+	  export OMP_NUM_THREADS=1 MALLOC_TRIM_THRESHOLD_=10000000000 MALLOC_MMAP_THRESHOLD_=10000000000; \
+	  nice $(BIN)/commvlm microworld pretrain $$part --out $(ENCODERS)/$$part && \
+	  nice $(BIN)/commvlm microworld card $(ENCODERS)/$$part/model || exit; \
 	done
 
 docs: $(READY) ## the docs as a site in site/, links checked

@@ -32,10 +32,13 @@ def add_microworld(commands: argparse._SubParsersAction) -> None:
         inner, "pretrain", _pretrain, "pretrain a tiny encoder or the tiny language model; resumes",
         "  commvlm microworld pretrain dinov2 --out .cache/encoders/dinov2",
     )  # fmt: skip
-    pretrain.add_argument("which", choices=("clip", "dinov2", "lm"))
+    pretrain.add_argument("which", choices=("clip", "dinov2", "mae", "deit", "lm"))
     pretrain.add_argument("--out", type=Path, required=True, help="folder of progress, log and model")
     pretrain.add_argument("--cache", type=Path, default=Path(".cache/pretrain"), help="folder of drawn scenes")
     pretrain.add_argument("--updates", type=count, help="the whole run's updates, for the schedule")
+    pretrain.add_argument(
+        "--scenes", type=count, help="scenes that an encoder learns from (40,000; the LM draws new ones)"
+    )
     pretrain.add_argument("--minutes", type=float, help="stop after so many; the next call goes on")
     card = add_command(
         inner, "card", _card, "score a pretrained part beside its random twin and write its card",
@@ -53,7 +56,8 @@ def _write(options: argparse.Namespace) -> None:
 def _pretrain(options: argparse.Namespace) -> None:
     from ..microworld.pretrain.run import pretrain
 
-    print(pretrain(options.which, options.out, cache=options.cache, updates=options.updates, minutes=options.minutes))
+    limits = {"updates": options.updates, "scenes": options.scenes, "minutes": options.minutes}
+    print(pretrain(options.which, options.out, cache=options.cache, **limits))
 
 
 def _card(options: argparse.Namespace) -> None:

@@ -11,10 +11,11 @@ import torch
 from transformers import AutoConfig
 
 from ..model.encoders import load_encoder, new_encoder
-from ..model.families import truncate
+from ..model.families import truncate, vision_half
+from .pretrain.vit import STARTS
 from .readout import features, probe_scenes, read_out
 
-FAMILIES = {"clip_vision_model": "clip", "dinov2": "dinov2"}
+FAMILIES = {"clip_vision_model": "clip", "dinov2": "dinov2", "vit_mae": "mae", "vit": "deit"}
 
 
 def write_card(folder: Path, *, train: int = 3000, test: int = 1000, steps: int = 1200) -> Path:
@@ -46,19 +47,25 @@ def write_card(folder: Path, *, train: int = 3000, test: int = 1000, steps: int 
 def encoder_scores(
     folder: Path, family: str, facts: dict[str, Any], *, train: int, test: int, steps: int
 ) -> dict[str, Any]:
-    """Per layer: presence AUC (linear) and REC acc@0.5 (dense MLP), the encoder's and its twin's; best of each.
+    """Per layer: presence AUC (linear) and REC acc@0.5 (dense MLP), the encoder's and its untrained twins'; best of each.
 
-    beats_twin: whether both best figures are above the twin's best by more than two standard errors (binomial for REC).
+    random_twin: the library's own initialisation. start: the encoder's own before its first update, where that is another
+    one. beats_twin, beats_start: whether both best figures are above that one's best by more than two standard errors
+    (binomial) for REC and .02 for presence.
     """
     torch.set_num_threads(1)
     seen, seen_pixels = probe_scenes("probe-train", train, facts["difficulty"])
     held, held_pixels = probe_scenes("probe-test", test, facts["difficulty"])
-    config = AutoConfig.from_pretrained(folder)
+    config = vision_half(AutoConfig.from_pretrained(folder))
     layers = list(range(1, config.num_hidden_layers + 1))
     whole = truncate(config, config.num_hidden_layers)
     torch.manual_seed(12345)
+    encoders = {"trained": load_encoder(str(folder), whole), "random_twin": new_encoder(whole)}
+    if family in STARTS:
+        encoders["start"] = new_encoder(whole)
+        encoders["start"].load_state_dict(STARTS[family]().state_dict())
     rows: dict[str, Any] = {}
-    for name, encoder in (("trained", load_encoder(str(folder), whole)), ("random_twin", new_encoder(whole))):
+    for name, encoder in encoders.items():
         encoder = encoder.float()
         fitted = features(encoder, seen_pixels, family=family, layers=layers)
         asked = features(encoder, held_pixels, family=family, layers=layers)
@@ -70,9 +77,16 @@ def encoder_scores(
     queries = sum(len(scene.things) for scene in held.scenes)
     best = {name: {k: max(v) for k, v in row.items()} for name, row in rows.items()}
     error = (2 * 0.25 / queries) ** 0.5
-    beats = best["trained"]["rec"] > best["random_twin"]["rec"] + 2 * error
-    beats = beats and best["trained"]["presence_auc"] > best["random_twin"]["presence_auc"] + 0.02
-    return {"layers": layers, "probes": rows, "best": best, "rec_queries": queries, "beats_twin": beats}
+    trained = best["trained"]
+
+    def beats(untrained: dict[str, float]) -> bool:
+        above = trained["rec"] > untrained["rec"] + 2 * error
+        return above and trained["presence_auc"] > untrained["presence_auc"] + 0.02
+
+    verdicts = {"beats_twin": beats(best["random_twin"])}
+    if "start" in best:
+        verdicts["beats_start"] = beats(best["start"])
+    return {"layers": layers, "probes": rows, "best": best, "rec_queries": queries, **verdicts}
 
 
 def lm_scores(folder: Path, facts: dict[str, Any]) -> dict[str, Any]:

@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 from ..language import CAPTION_FORMS, listing
-from ..scene import Scene, Thing
+from ..scene import Thing
 from ..tokenizer import build_tokenizer
 from .checkpoint import Progress, export, load_progress, save_progress
 from .optim import optimizers, schedule, step
 from .pool import scene_pool
-from .vit import GRID, PATCH, keep_patches, new_clip, normalised
+from .views import kept_half, window
+from .vit import keep_patches, new_clip, normalised
 
 
 @dataclass(frozen=True)
@@ -37,27 +38,6 @@ class CLIPBudget:
     scenes: int = 40000
     seed: int = 0
     difficulty: str = "easy"
-
-
-WINDOW = 4
-
-
-def _share_inside(thing: Thing, row: int, column: int) -> float:
-    x1, y1, x2, y2 = thing.box
-    left, top, side = column * PATCH, row * PATCH, WINDOW * PATCH
-    w = min(x2, left + side) - max(x1, left)
-    h = min(y2, top + side) - max(y1, top)
-    return max(w, 0) * max(h, 0) / ((x2 - x1) * (y2 - y1))
-
-
-def window(scene: Scene, rng: np.random.Generator) -> tuple[np.ndarray, list[Thing]]:
-    """A window around a random object: (16,) patch indices and the objects of which more than half lies inside."""
-    x, y = scene.things[int(rng.integers(len(scene.things)))].center
-    column, row = (
-        int(np.clip(round(v / PATCH - WINDOW / 2 + rng.uniform(-0.7, 0.7)), 0, GRID - WINDOW)) for v in (x, y)
-    )
-    patches = (row + np.arange(WINDOW))[:, None] * GRID + column + np.arange(WINDOW)
-    return patches.reshape(-1), [t for t in scene.things if _share_inside(t, row, column) > 0.5]
 
 
 def caption(things: list[Thing], rng: np.random.Generator) -> str:
@@ -93,7 +73,7 @@ class CLIPTrainer:
         else:
             shown = [list(scene.things) for scene in scenes]
             half = phase < b.windows + b.halves
-            kept = torch.from_numpy(rng.random((b.batch, GRID**2)).argsort(1)[:, : GRID**2 // 2]) if half else None
+            kept = kept_half(b.batch, rng) if half else None
         texts = [caption(things, rng) + self.tokenizer.eos_token for things in shown]  # pyright: ignore[reportOperatorIssue]
         ids = self.tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt")
         meaning = [frozenset((t.color, t.category) for t in things) for things in shown]

@@ -1,9 +1,16 @@
-"""The tiny DINOv2: self-distillation without labels, on images alone.
+"""The tiny DINOv2: self-distillation without labels.
 
-The losses of DINOv2 (Oquab et al., arXiv 2304.07193): the teacher's class token over two global crops is predicted by the
-student from other crops (DINO, multi-crop), the teacher's patch tokens are predicted where the student's are masked
-(iBOT), both centred by Sinkhorn-Knopp; KoLeo spreads the class tokens. The teacher is the student's moving average and is
-what is exported.
+The losses of DINOv2 (Oquab et al., arXiv 2304.07193): the teacher's class token over two global views is predicted by the
+student from the other one and from smaller crops (DINO, multi-crop), the teacher's patch tokens are predicted where the
+student's are masked (iBOT), both centred by Sinkhorn-Knopp; KoLeo spreads the class tokens. The teacher is the student's
+moving average and is what is exported.
+
+What a small world needs besides (docs/microworld.md tells what happens without):
+- Views come from two drawings of the same objects, whose background, clutter and noise differ: with one drawing,
+  backgrounds alone tell scenes apart. Colours are exchanged or greyed often, else they alone tell objects apart.
+- Windows around objects first, whole scenes then. Boxes only say where to look, as a curated set of photos of objects does.
+- Small batches: a queue of past scores joins Sinkhorn-Knopp (as in SwAV, arXiv 2006.09882), and the heads have batch norms,
+  without which all images look alike to them for hundreds of updates.
 """
 
 from __future__ import annotations
@@ -23,62 +30,43 @@ from ..scene import SIDE
 from .checkpoint import Progress, export, load_progress, save_progress
 from .optim import optimizers, schedule, step
 from .pool import scene_pool
-from .vit import GRID, new_dinov2, normalised
+from .views import WINDOW, crops, placed, recolored, squares
+from .vit import GRID, keep_patches, new_dinov2, normalised
 
 
 @dataclass(frozen=True)
 class DINOBudget:
-    updates: int = 8000
-    batch: int = 24
-    locals: int = 4
-    prototypes: int = 512
-    muon_lr: float = 0.005
+    """windows: the share of the updates spent on windows. queue: past scores that Sinkhorn-Knopp sees. grey, swapped: shares
+    of views without their colours, and with others."""
+
+    updates: int = 900
+    batch: int = 32
+    windows: float = 0.85
+    prototypes: int = 128
+    queue: int = 512
+    grey: float = 0.2
+    swapped: float = 0.6
+    muon_lr: float = 0.015
     adam_lr: float = 1e-3
-    momentum: float = 0.992
+    momentum: float = 0.98
     scenes: int = 40000
     seed: int = 0
     difficulty: str = "easy"
 
 
-def crops(pixels: Tensor, side: int, scale: tuple[float, float], rng: np.random.Generator) -> Tensor:
-    """Random square crops of an area share in `scale`, flipped half of the time: (b, 3, 64, 64) -> (b, 3, side, side)."""
-    b = len(pixels)
-    size = np.sqrt(rng.uniform(*scale, b))
-    shift = rng.uniform(-1, 1, (2, b)) * (1 - size)
-    flip = rng.choice([-1.0, 1.0], b)
-    zero = np.zeros(b)
-    theta = np.stack([np.stack([size * flip, zero, shift[0]], 1), np.stack([zero, size, shift[1]], 1)], 1)
-    grid = F.affine_grid(torch.from_numpy(theta).float(), [b, 3, side, side], align_corners=False)
-    out = F.grid_sample(pixels, grid, align_corners=False, padding_mode="reflection")
-    gain = torch.from_numpy(rng.uniform(0.85, 1.15, (b, 3, 1, 1)) * rng.uniform(0.85, 1.15, (b, 1, 1, 1))).float()
-    return out * gain + torch.from_numpy(rng.uniform(-0.15, 0.15, (b, 1, 1, 1))).float()
-
-
-def block_masks(count: int, rng: np.random.Generator) -> Tensor:
-    """(count, 64) True where masked: half of the images get 10 to 50 % of their patches masked in blocks."""
-    masks = np.zeros((count, GRID, GRID), dtype=bool)
-    for mask in masks[: count // 2]:
-        wanted = rng.uniform(0.1, 0.5) * GRID**2
-        while mask.sum() < wanted:
-            h, w = rng.integers(1, 5, size=2)
-            y, x = rng.integers(0, GRID - h + 1), rng.integers(0, GRID - w + 1)
-            mask[y : y + h, x : x + w] = True
-    return torch.from_numpy(masks[rng.permutation(count)].reshape(count, -1))
-
-
 class Head(nn.Module):
-    """MLP to a unit sphere, then cosine to `prototypes` directions: (..., width) -> (..., prototypes)."""
+    """MLP to a unit sphere, then cosine to `prototypes` directions: (n, width) -> (n, prototypes)."""
 
     def __init__(self, width: int, prototypes: int) -> None:
         super().__init__()
         self.layers = nn.Sequential(
-            nn.Linear(width, 256), nn.GELU(), nn.Linear(256, 256), nn.GELU(), nn.Linear(256, 64)
+            nn.Linear(width, 256), nn.BatchNorm1d(256), nn.GELU(), nn.Linear(256, 64), nn.BatchNorm1d(64, affine=False)
         )
-        self.embed_prototypes = nn.Parameter(torch.randn(prototypes, 64) * 0.02)
+        self.embed_prototypes = nn.Parameter(torch.randn(prototypes, 64))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.normalize(self.layers(x).float(), dim=-1)
-        return x @ F.normalize(self.embed_prototypes, dim=-1).T
+        x = F.normalize(self.layers(x.float()).float(), dim=-1)
+        return (x @ F.normalize(self.embed_prototypes, dim=-1).T).float()
 
 
 class Student(nn.Module):
@@ -88,9 +76,14 @@ class Student(nn.Module):
         self.image_head = Head(128, prototypes)
         self.patch_head = Head(128, prototypes)
 
-    def forward(self, pixels: Tensor, masks: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """-> class tokens (b, d) and patch tokens (b, n, d) after the final norm."""
-        out = self.backbone(pixels, bool_masked_pos=masks).last_hidden_state
+    def forward(self, pixels: Tensor, kept: Tensor, hidden: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """-> class tokens (b, d) and the kept patches' tokens (b, m, d) after the final norm. kept: (b, m) patches that are
+        seen; hidden: (b, m) True where a mask token stands for a patch."""
+        masks = None
+        if hidden is not None:
+            masks = torch.zeros(len(pixels), GRID**2, dtype=torch.bool).scatter(1, kept, hidden)
+        with keep_patches(self.backbone.embeddings, kept):
+            out = self.backbone(pixels, bool_masked_pos=masks).last_hidden_state
         return out[:, 0], out[:, 1:]
 
 
@@ -112,40 +105,71 @@ def koleo(x: Tensor) -> Tensor:
     return -torch.log(F.pairwise_distance(x, x[nearest]) + 1e-6).mean()
 
 
+def hidden_patches(count: int, seen: int, rng: np.random.Generator) -> Tensor:
+    """(count, seen) True where masked: half of the images, 15 to 60 % of the patches that are seen."""
+    share = rng.uniform(0.15, 0.6, (count, 1)) * (rng.random((count, 1)) < 0.5)
+    return torch.from_numpy(rng.random((count, seen)).argsort(1) < np.floor(share * seen))
+
+
 class DINOTrainer:
     def __init__(self, budget: DINOBudget, cache: Path) -> None:
         torch.manual_seed(budget.seed)
         self.budget = budget
         self.student = Student(budget.prototypes)
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
-        self.both = nn.ModuleDict({"student": self.student, "teacher": self.teacher})
+        self.past = nn.Module()
+        self.past.register_buffer("scores", torch.zeros(budget.queue, budget.prototypes))
+        self.past.register_buffer("count", torch.tensor(0))
+        self.state = nn.ModuleDict({"student": self.student, "teacher": self.teacher, "past": self.past})
         self.optimizers = optimizers(self.student, muon_lr=budget.muon_lr, adam_lr=budget.adam_lr)
-        _, self.pixels = scene_pool(cache, budget.scenes, budget.difficulty)
+        self.scenes, first = scene_pool(cache, budget.scenes, budget.difficulty)
+        self.looks = (first, scene_pool(cache, budget.scenes, budget.difficulty, look=1)[1])
+
+    def views(self, update: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(pixels of both global views (2b, 3, 64, 64), the patches seen (2b, m), which of these the student does not
+        (2b, m), the patches of a smaller crop of each (2b, l))."""
+        b = self.budget
+        rng = np.random.Generator(np.random.Philox(key=[b.seed + 202, update]))
+        chosen = rng.integers(len(self.scenes), size=b.batch)
+        drawn = [normalised(torch.from_numpy(look[chosen]), "dinov2") for look in self.looks]
+        count = 2 * b.batch
+        if update < b.windows * b.updates:
+            things = [self.scenes[i].things for i in chosen]
+            centers = np.asarray([group[int(rng.integers(len(group)))].center for group in things])
+            seen = [placed(pixels, centers, rng) for pixels in drawn]
+            pixels, kept = torch.cat([s[0] for s in seen]), torch.cat([s[1] for s in seen])
+            small = squares(*rng.integers(0, 2, (2, count)), 3, WINDOW)
+        else:
+            pixels = torch.cat([crops(p, SIDE, (0.4, 1.0), rng) for p in drawn])
+            kept = torch.arange(GRID**2).expand(count, -1)
+            small = squares(*rng.integers(0, GRID - WINDOW + 1, (2, count)), WINDOW, GRID)
+        pixels = recolored(pixels, rng, grey=b.grey, swapped=b.swapped)
+        return pixels, kept, hidden_patches(count, kept.shape[1], rng), kept.gather(1, small)
+
+    def image_targets(self, scores: Tensor, temperature: float) -> Tensor:
+        """Sinkhorn-Knopp over these scores (n, k) and the queue's, which they then join."""
+        old = self.past.scores[: int(self.past.count)]  # pyright: ignore[reportIndexIssue, reportArgumentType]
+        both = torch.cat([scores, old])[: self.budget.queue]
+        self.past.scores[: len(both)] = both  # pyright: ignore[reportIndexIssue]
+        self.past.count.fill_(len(both))  # pyright: ignore[reportCallIssue]
+        return sinkhorn(both, temperature)[: len(scores)]
 
     def loss(self, update: int) -> tuple[Tensor, dict[str, float]]:
         b = self.budget
-        rng = np.random.Generator(np.random.Philox(key=[b.seed + 202, update]))
-        chosen = rng.integers(len(self.pixels), size=b.batch)
-        pixels = normalised(torch.from_numpy(self.pixels[chosen]), "dinov2")
-        wide = torch.cat([crops(pixels, SIDE, (0.4, 1.0), rng) for _ in range(2)])
-        narrow = torch.cat([crops(pixels, SIDE // 2, (0.1, 0.4), rng) for _ in range(b.locals)])
-        masks = block_masks(2 * b.batch, rng)
-        warm = min(1.0, update / (0.15 * b.updates))
-        temperature = 0.04 + 0.02 * warm
+        pixels, kept, hidden, small = self.views(update)
+        temperature = 0.04 + 0.02 * min(1.0, update / (0.15 * b.updates))
         with torch.autocast("cpu", torch.bfloat16):
             with torch.no_grad():
-                t_image, t_patches = self.teacher(wide)
-                t_scores = self.teacher.image_head(t_image).float()
-                t_masked = self.teacher.patch_head(t_patches[masks]).float()
-            s_image, s_patches = self.student(wide, masks)
-            s_scores = torch.cat([self.student.image_head(s_image), self.student.image_head(self.student(narrow)[0])])
-            s_masked = self.student.patch_head(s_patches[masks])
-        targets = sinkhorn(t_scores, temperature).chunk(2)
-        logs = (s_scores.float() / 0.1).log_softmax(-1).chunk(2 + b.locals)
-        pairs = [(t, s) for t in range(2) for s in range(2 + b.locals) if s != t]
-        image = torch.stack([-(targets[t] * logs[s]).sum(-1).mean() for t, s in pairs]).mean()
-        patch_targets = sinkhorn(t_masked, temperature)
-        patch = -(patch_targets * (s_masked.float() / 0.1).log_softmax(-1)).sum(-1).mean()
+                t_image, t_patches = self.teacher(pixels, kept)
+                t_scores, t_hidden = self.teacher.image_head(t_image), self.teacher.patch_head(t_patches[hidden])
+            s_image, s_patches = self.student(pixels, kept, hidden)
+            s_scores = torch.stack(
+                [self.student.image_head(s_image), self.student.image_head(self.student(pixels, small)[0])]
+            )
+            s_hidden = self.student.patch_head(s_patches[hidden])
+        targets = self.image_targets(t_scores, temperature).roll(b.batch, 0)  # each view's is the other's
+        image = -(targets * (s_scores / 0.1).log_softmax(-1)).sum(-1).mean()
+        patch = -(sinkhorn(t_hidden, temperature) * (s_hidden / 0.1).log_softmax(-1)).sum(-1).mean()
         spread = torch.stack([koleo(part) for part in s_image.chunk(2)]).mean()
         total = image + patch + 0.1 * spread
         return total, {"image": image.item(), "patch": patch.item(), "koleo": spread.item()}
@@ -164,16 +188,16 @@ def pretrain_dino(out: Path, budget: DINOBudget, *, cache: Path, minutes: float 
     trainer = DINOTrainer(budget, cache)
     progress = Progress(out, "dinov2", total=budget.updates, minutes=minutes)
     settings = {"objective": "self-distillation (DINO + iBOT + KoLeo)", **asdict(budget)}
-    start = load_progress(out, trainer.both, trainer.optimizers, settings)
+    start = load_progress(out, trainer.state, trainer.optimizers, settings)
     for update in progress.updates(start):
         began = time.perf_counter()
         loss, parts = trainer.loss(update)
         loss.backward()
-        norm = step(trainer.student, trainer.optimizers, schedule(update, total=budget.updates, warmup=200, hold=0.5))
+        norm = step(trainer.student, trainer.optimizers, schedule(update, total=budget.updates))
         trainer.follow(update)
         progress.log(update, {"loss": loss.item(), **parts, "norm": norm, "seconds": time.perf_counter() - began})
         if progress.due():
-            save_progress(out, trainer.both, trainer.optimizers, update + 1, settings)
-    save_progress(out, trainer.both, trainer.optimizers, progress.done, settings)
-    facts = {**settings, "updates": progress.done, "views": progress.done * budget.batch * (2 + budget.locals)}
+            save_progress(out, trainer.state, trainer.optimizers, update + 1, settings)
+    save_progress(out, trainer.state, trainer.optimizers, progress.done, settings)
+    facts = {**settings, "updates": progress.done, "views": progress.done * budget.batch * 4}
     return export(trainer.teacher.backbone, out, {**facts, "seconds": progress.spent()})

@@ -3,29 +3,48 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from .clip import CLIPBudget, pretrain_clip
+from .deit import DeiTBudget, pretrain_deit
 from .dino import DINOBudget, pretrain_dino
 from .lm import LMBudget, pretrain_lm
+from .mae import MAEBudget, pretrain_mae
 
-PARTS = ("lm", "clip", "dinov2")
+ENCODERS: dict[str, tuple[type, Callable[..., Path]]] = {
+    "clip": (CLIPBudget, pretrain_clip),
+    "dinov2": (DINOBudget, pretrain_dino),
+    "mae": (MAEBudget, pretrain_mae),
+    "deit": (DeiTBudget, pretrain_deit),
+}
+PARTS = ("lm", *ENCODERS)
 
 
-def pretrain(part: str, out: Path, *, cache: Path, updates: int | None = None, minutes: float | None = None) -> Path:
+def pretrain(
+    part: str,
+    out: Path,
+    *,
+    cache: Path,
+    updates: int | None = None,
+    scenes: int | None = None,
+    minutes: float | None = None,
+) -> Path:
     """Pretrains a part into `out` on one thread and returns its model's folder; what is there already is continued.
 
-    updates: the whole run's length, by which the schedule is laid; the budget's own by default. minutes: stop after so
-    many. Raises ValueError for an unknown part, or a folder of other settings.
+    updates: the whole run's length, by which the schedule is laid; the budget's own by default. scenes: how many an encoder
+    learns from; the budget's own by default (the LM draws new ones all the time). minutes: stop after so many. Raises
+    ValueError for an unknown part, or a folder of other settings.
     """
     if part not in PARTS:
         raise ValueError(f"there is no part {part!r} to pretrain; parts: {', '.join(PARTS)}")
     torch.set_num_threads(1)
-    changed = {} if updates is None else {"updates": updates}
+    changed: dict[str, Any] = {} if updates is None else {"updates": updates}
     if part == "lm":
         return pretrain_lm(out, dataclasses.replace(LMBudget(), **changed), minutes=minutes)
-    if part == "clip":
-        return pretrain_clip(out, dataclasses.replace(CLIPBudget(), **changed), cache=cache, minutes=minutes)
-    return pretrain_dino(out, dataclasses.replace(DINOBudget(), **changed), cache=cache, minutes=minutes)
+    changed |= {} if scenes is None else {"scenes": scenes}
+    budget, trainer = ENCODERS[part]
+    return trainer(out, budget(**changed), cache=cache, minutes=minutes)

@@ -1,0 +1,102 @@
+"""The tiny MAE: masked pixels put back (He et al., arXiv 2111.06377), on images alone.
+
+Three patches in four are hidden. The encoder sees the rest only; a small decoder, thrown away afterwards, says the hidden
+ones' pixels, each patch without its own mean colour and deviation. Model and masking are the library's own. Close-ups of
+scenes come first: there an object is so large that the patches that are left of it tell what it is.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..scene import SIDE
+from .checkpoint import Progress, export, load_progress, save_progress
+from .optim import optimizers, schedule, step
+from .pool import scene_pool
+from .views import crops
+from .vit import GRID, new_mae, normalised
+
+FLOOR = 0.05
+"""Added to a patch's variance before its square root is divided by. He et al. add 1e-6; here most patches are plain
+background and hold nothing but sensor noise (variance 0.005 in these units), which that would blow up to full contrast."""
+
+
+@dataclass(frozen=True)
+class MAEBudget:
+    """close: the share of the updates spent on close-ups, which show 12 to 50 % of a scene; the rest shows 30 to 100 %."""
+
+    updates: int = 1100
+    batch: int = 64
+    close: float = 0.6
+    muon_lr: float = 0.015
+    adam_lr: float = 1e-3
+    scenes: int = 40000
+    seed: int = 0
+    difficulty: str = "easy"
+
+
+def masked_targets(patches: Tensor) -> Tensor:
+    """What the decoder has to say: (b, n, p p 3) pixels of patches, without each one's mean colour and deviation.
+
+    The mean is taken per channel, unlike He et al.'s: plain background, most of a scene, would else be most of the loss.
+    """
+    b, n, values = patches.shape
+    colors = patches.view(b, n, values // 3, 3)
+    shape = (colors - colors.mean(2, keepdim=True)).reshape(b, n, values)
+    return shape / (shape.square().mean(-1, keepdim=True) + FLOOR).sqrt()
+
+
+class MAETrainer:
+    def __init__(self, budget: MAEBudget, cache: Path) -> None:
+        torch.manual_seed(budget.seed)
+        self.budget = budget
+        self.model = new_mae()
+        self.optimizers = optimizers(self.model, muon_lr=budget.muon_lr, adam_lr=budget.adam_lr)
+        _, self.pixels = scene_pool(cache, budget.scenes, budget.difficulty)
+
+    def loss(self, update: int) -> tuple[Tensor, float]:
+        """(mean squared error over the hidden patches, the share of their variance that it leaves unexplained)."""
+        b = self.budget
+        rng = np.random.Generator(np.random.Philox(key=[b.seed + 303, update]))
+        chosen = rng.integers(len(self.pixels), size=b.batch)
+        shown = (0.12, 0.5) if update < b.close * b.updates else (0.3, 1.0)
+        pixels = crops(normalised(torch.from_numpy(self.pixels[chosen]), "mae"), SIDE, shown, rng)
+        order = torch.from_numpy(rng.random((b.batch, GRID**2))).float()
+        with torch.autocast("cpu", torch.bfloat16):
+            seen = self.model.vit(pixels, noise=order)
+            said = self.model.decoder(seen.last_hidden_state, seen.ids_restore).logits
+        hidden = seen.mask.bool()
+        targets = masked_targets(self.model.patchify(pixels))[hidden]
+        error = (said.float()[hidden] - targets).square().mean()
+        return error, (error.detach() / targets.square().mean()).item()
+
+
+def pretrain_mae(out: Path, budget: MAEBudget, *, cache: Path, minutes: float | None = None) -> Path:
+    """Trains the tiny MAE into `out`; resumes from what is there. Returns the folder of its encoder."""
+    trainer = MAETrainer(budget, cache)
+    progress = Progress(out, "mae", total=budget.updates, minutes=minutes)
+    settings = {"objective": "masked pixels, 75 % hidden", **asdict(budget)}
+    start = load_progress(out, trainer.model, trainer.optimizers, settings)
+    trainer.model.train()
+    for update in progress.updates(start):
+        began = time.perf_counter()
+        loss, left = trainer.loss(update)
+        loss.backward()
+        norm = step(trainer.model, trainer.optimizers, schedule(update, total=budget.updates))
+        progress.log(
+            update, {"loss": loss.item(), "unexplained": left, "norm": norm, "seconds": time.perf_counter() - began}
+        )
+        if progress.due():
+            save_progress(out, trainer.model, trainer.optimizers, update + 1, settings)
+    save_progress(out, trainer.model, trainer.optimizers, progress.done, settings)
+    return export(
+        trainer.model.vit,
+        out,
+        {**settings, "updates": progress.done, "views": progress.done * budget.batch, "seconds": progress.spent()},
+    )
