@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -48,6 +49,8 @@ def run_stage(
     """One stage, from its last whole checkpoint in `folder` if there is one; the model is trained in place."""
     found = checkpoints(folder)
     watch = Watch(stage.name, log)
+    # The library's own choice is the stage's folder, which goes when the run is done.
+    os.environ["TENSORBOARD_LOGGING_DIR"] = str(log.with_name("tensorboard") / stage.name)
     with together():
         mixture = stage_mixture(stage, recipe.data, examples, seed=recipe.train.seed + recipe.train.stages.index(stage))
         model.model.language_model.set_attn_implementation(attention(recipe))
