@@ -13,7 +13,7 @@ export HF_HUB_OFFLINE ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo study test test-slow test-kill check encoders clean
+.PHONY: help setup demo probe study test test-slow test-browser test-kill check docs notebooks encoders clean
 
 help: ## list the commands
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-12s %s\n", $$1, $$2}'
@@ -36,6 +36,10 @@ endif
 demo: $(READY) ## train COMM and its controls on the micro world; writes runs/demo/report.html
 	$(BIN)/commvlm quickstart --out runs/demo
 
+# What is done is kept: stopped or with more encoders, it goes on. Two processes of one thread each.
+probe: $(READY) ## read every tiny encoder, layer by layer, with controls; draws runs/probe/report.html
+	OMP_NUM_THREADS=1 $(BIN)/commvlm probe micro --out runs/probe
+
 study: $(READY) ## the study at its quick scale, half an hour on two cores; writes runs/study/quick/report.html
 	$(BIN)/commvlm study figure-2 table-1 controls weights --scale quick
 
@@ -44,6 +48,11 @@ test: $(READY) ## the default tests, on two cores
 
 test-slow: $(READY) ## the tests of minutes
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -q
+
+# Chromium itself is the system's; CHROMIUM=/path/to/it where it is not on the PATH.
+test-browser: $(READY) ## the web demo, driven in headless Chromium
+	$(BIN)/python -m pip install --quiet -e ".[browser]"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m browser -q -rs
 
 test-kill: $(READY) ## kill a run 20 times, in one and in two processes, and compare with one that nothing interrupts
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m slow -k kill_twenty_times -s -q tests/test_parallel.py
@@ -60,5 +69,14 @@ encoders: $(READY) ## pretrain the tiny LM, CLIP and DINOv2 from nothing, and sc
 	  OMP_NUM_THREADS=1 nice $(BIN)/commvlm microworld card $(ENCODERS)/$$part/model || exit; \
 	done
 
+docs: $(READY) ## the docs as a site in site/, links checked
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	$(BIN)/python -m pytest -q tests/test_docs_pages.py
+
+notebooks: $(READY) ## run the notebooks as they are and keep what they show (half an hour on one slow core)
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
+	OMP_NUM_THREADS=1 $(BIN)/python docs/notebooks/run.py docs/notebooks/*.ipynb
+
 clean: ## remove .venv, caches and runs
-	rm -rf .venv .cache runs .pytest_cache .ruff_cache
+	rm -rf .venv .cache runs site .pytest_cache .ruff_cache

@@ -88,7 +88,7 @@ def stepper(run: Run, view: Path | None) -> Callable[[int], float]:
     shown = pixels if view is None else stored_pixels(view, model.model.vision_tower, pixels)
     model.model.language_model.set_attn_implementation("sdpa" if view is None else SHARED_PREFIX)
     collator = Collator(
-        processor.tokenizer, shown, model.config.num_image_tokens, layout="mask" if view is None else "blocks",
+        processor.tokenizer, shown, model.config.num_image_tokens, layout="mask" if view is None else "joined",
         geometry=pixels.geometry,
     )  # fmt: skip
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)

@@ -166,13 +166,27 @@ class TestTheFinishedModel:
 
 class TestFourBits:
     def test_without_bitsandbytes_are_refused_naming_the_extra(self, small, monkeypatch):
-        from importlib import metadata
-
-        def missing(name: str) -> str:
-            raise metadata.PackageNotFoundError(name)
-
-        monkeypatch.setattr(metadata, "version", missing)
+        monkeypatch.setattr("commvlm.train.adapters.find_spec", lambda name: None)
         recipe = small()
         stage = replace(recipe.train.stages[0], lora=Lora(rank=4, bits=4))
         with pytest.raises(RecipeError, match=r"lora.bits 4 needs bitsandbytes: pip install 'commvlm\[qlora\]'"):
             check(replace(recipe, train=replace(recipe.train, stages=[stage])))
+
+    def test_learn_beside_weights_that_stay_whole(self, small, world, tmp_path):
+        """What the adapters learned beside 4 bits is added to the weights as they were; all others keep theirs."""
+        pytest.importorskip("bitsandbytes")
+        model, _ = assemble(small().model)
+        before = {name: p.detach().clone() for name, p in model.named_parameters()}
+        ids = torch.arange(5, 29).view(2, 12)
+        plain = model(input_ids=ids).logits.detach()
+        Adapters(model, Lora(rank=4, bits=4), seed=0, dtype=torch.float32)
+        error = (model.to("cpu")(input_ids=ids).logits.detach() - plain).abs().max()
+        assert 0.01 < error < 0.5 * plain.abs().max()
+        argv = command(world, tmp_path / "run", trains={"language_model": 1e-2}, lora={**LORA, "bits": 4}, steps=2)
+        assert main(argv) == 0
+        after = load_file(tmp_path / "run" / "model" / "model.safetensors")
+        changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+        assert changed == {n for n in before if ".layers." in n and "language_model" in n and n.endswith("proj.weight")}
+        for name in changed:
+            rank = torch.linalg.matrix_rank((after[name] - before[name]).double(), rtol=1e-3)
+            assert 1 <= rank <= 4, name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import shutil
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -245,3 +246,43 @@ def test_another_model_is_not_taken_for_ours(tmp_path):
     LlamaConfig(num_hidden_layers=1).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="model_type 'llama'"):
         load_checkpoint(tmp_path)
+
+
+def test_a_streamed_answer_grows_to_the_one_that_a_batch_gives(checkpoint, examples):
+    answer, steps = Answerer(checkpoint, max_new_tokens=12), 0
+    for example, whole in zip(examples, answer(examples), strict=True):
+        parts = list(answer.stream(example))
+        steps = max(steps, len(parts))
+        assert parts[-1] == whole
+        assert len(set(parts)) == len(parts)
+        assert all(after.startswith(before) for before, after in pairwise(parts))
+        assert "\N{REPLACEMENT CHARACTER}" not in "".join(parts[:-1])
+    assert steps > 2
+
+
+def test_a_streamed_answer_steps_one_token_at_a_time(checkpoint, examples):
+    answer = Answerer(checkpoint, max_new_tokens=12)
+    calls = []
+    handle = answer.model.register_forward_hook(lambda *_: calls.append(1))
+    stream = answer.stream(examples[0])
+    next(stream)
+    assert len(calls) == 1  # nothing is read ahead of what is shown
+    stream.close()
+    handle.remove()
+
+
+def test_parts_are_switched_off_for_one_answer_and_the_next_sees_them_again(checkpoint, examples):
+    answer, without = Answerer(checkpoint, max_new_tokens=12), Answerer(checkpoint, max_new_tokens=12, knock_out="clip")
+    (off,) = without(examples[:1])
+    (on,) = answer(examples[:1])
+    assert [*answer.stream(examples[0], knock_out="clip")][-1] == off != on
+    assert [*answer.stream(examples[0])][-1] == on
+    with pytest.raises(ValueError, match="no encoder 'dino'"):
+        next(answer.stream(examples[0], knock_out="dino"))
+
+
+def test_boxes_are_read_in_what_the_model_is_shown(checkpoint):
+    answer = Answerer(checkpoint)
+    assert answer.view(90, 45).window == (0, -22, 90, 68)
+    answer.collator = dataclasses.replace(answer.collator, geometry="center-crop")
+    assert answer.view(90, 45).window == (22, 0, 67, 45)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import base64
 import io
+import re
 import struct
 import zlib
-from collections.abc import Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +15,16 @@ import pytest
 import torch
 from PIL import Image
 
-from commvlm.app.chat import Answer, Conversation, ask, chat, converse, describe
-from commvlm.app.drawing import PREDICTED, TRUE, Mark, draw_boxes, predicted_marks, save_picture, true_mark
+from commvlm.app.answering import Answerer
+from commvlm.app.chat import Talk, ask, chat, described
+from commvlm.app.conversation import Answer, Conversation, history_of, pieces_of, question_of, typed
+from commvlm.app.drawing import ASKED, PREDICTED, TRUE, Mark, draw_boxes, predicted_marks, save_picture, true_mark
+from commvlm.app.terminal import half_blocks, iterm, kitty, preview
+from commvlm.data.boxes import PadSquare
 from commvlm.data.collate import Collator
 from commvlm.data.example import Example, Turn
 from commvlm.train.assemble import assemble
-from commvlm.train.recipe import load_recipe
+from commvlm.train.recipe import as_yaml, load_recipe
 
 SAMPLES = Path(__file__).resolve().parents[1].parent / "shared" / "samples" / "coco_images"
 WHERE = "Where is the red star? Answer with its box."
@@ -62,14 +68,19 @@ def image(tmp_path) -> Path:
 
 
 class Saying:
-    """An answerer that says what it was given, and remembers what it was asked."""
+    """Says what it was given, a character more each time, and remembers what it was asked, and without which parts."""
 
     def __init__(self, *texts: str) -> None:
-        self.texts, self.asked = list(texts), list[Example]()
+        self.texts, self.asked, self.off = list(texts), list[Example](), list[str | None]()
 
-    def __call__(self, examples: Sequence[Example]) -> list[str]:
-        self.asked += examples
-        return [self.texts.pop(0) for _ in examples]
+    def stream(self, example: Example, *, knock_out: str | None = None) -> Iterator[str]:
+        self.asked.append(example)
+        self.off.append(knock_out)
+        text = self.texts.pop(0)
+        yield from (text[:end] for end in range(1, len(text) + 1))
+
+    def view(self, width: int, height: int) -> PadSquare:
+        return PadSquare(width, height)
 
 
 # One question
@@ -81,11 +92,10 @@ def test_a_box_is_printed_and_drawn_in_the_images_own_pixels(checkpoint, image, 
     assert answer.text == TAUGHT[WHERE]
     # 90 x 45 sits in a square of 90 below 22 pixels of padding: 90 x .250 - 22 = 0.5, 90 x .750 - 22 = 45.5 > 45
     assert answer.boxes == (pytest.approx((11.25, 0.5, 45.0, 45.0)),)
-    assert answer.picture == out
     with Image.open(out) as picture:
         assert picture.size == (540, 270)  # six times larger: the first whole factor beyond 512
     chat(checkpoint, WHERE, image=image, out=out)
-    lines = [answer.text, "box: x 11.2 to 45.0, y 0.5 to 45.0 pixels", f"drawn in {out}"]
+    lines = ["it is at [11.2,0.5,45,45]", f"drawn in {out}"]
     assert capsys.readouterr().out.splitlines() == lines
 
 
@@ -93,7 +103,7 @@ def test_an_answer_without_boxes_saves_nothing(checkpoint, image, tmp_path):
     out = tmp_path / "answer.png"
     answer = ask(checkpoint, image, "Is there a star?", out=out)
     assert answer.text == "yes"
-    assert (answer.boxes, answer.picture, out.exists()) == ((), None, False)
+    assert (answer.boxes, out.exists()) == ((), False)
 
 
 @pytest.mark.skipif(not SAMPLES.is_dir(), reason="the real photos are not beside this checkout")
@@ -162,11 +172,99 @@ def test_questions_go_in_word_for_word_with_what_was_said_before(image):
     assert first.boxes == ()
     assert second.boxes == (pytest.approx((9.0, 23.0, 27.0, 32.0)),)
     assert third.boxes == (pytest.approx((0, 0, 90, 45)), pytest.approx((45, 23, 90, 45)))
-    assert describe(third).splitlines()[1:] == [
-        "box 1: x 0.0 to 90.0, y 0.0 to 45.0 pixels",
-        "box 2: x 45.0 to 90.0, y 23.0 to 45.0 pixels",
-    ]
-    assert describe(Answer("", ())) == "(no answer)"
+    assert described(third) == "[0,0,90,45;45,23,90,45]"
+    assert described(Answer("")) == "(no answer)"
+
+
+def test_history_bounds_what_goes_along(image):
+    answerer = Saying("a", "b", "c", "d")
+    conversation = Conversation(answerer, image, history=1)
+    for question in ("one", "two", "three"):
+        conversation.ask(question)
+    conversation.history = 0
+    conversation.ask("four")
+    assert [[turn.question for turn in example.turns] for example in answerer.asked] == [
+        ["<image>\none"], ["<image>\none", "two"], ["<image>\ntwo", "three"], ["<image>\nfour"],
+    ]  # fmt: skip
+    assert len(conversation.turns) == len(conversation.answers) == 4
+
+
+def test_brackets_stream_whole_and_the_turn_is_kept_when_all_is_said(image):
+    conversation = Conversation(Saying("at [0.100,0.500,0.300,0.600] or [so"), image)
+    shown = []
+    for answer in conversation.stream("where?"):
+        shown.append(answer.shown)
+        assert conversation.turns == []
+    assert shown[0] == "a"
+    assert not any("[" in text and "]" not in text for text in shown[:-1])
+    assert shown[-1] == "at [9,23,27,32] or [so"
+    assert len(conversation.turns) == 1
+
+
+def test_a_question_again_without_a_part_is_not_remembered(image):
+    answerer = Saying("yes", "a", "no")
+    conversation = Conversation(answerer, image)
+    with pytest.raises(ValueError, match="nothing has been asked"):
+        conversation.again("clip")
+    conversation.ask("one")
+    conversation.ask("in [1,2,3,4]?")
+    *_, other = conversation.again("clip:1")
+    assert (other.text, answerer.off) == ("no", [None, None, "clip:1"])
+    assert answerer.asked[2] == answerer.asked[1]
+    assert [answer.text for answer in conversation.answers] == ["yes", "a"]
+
+
+# Boxes and points in the question
+
+
+def test_boxes_and_points_go_in_as_pixels():
+    turn = typed("Is [10, 20,30.5,40] or [1,2,3,4;0,0,90,45] at [5,6]?  [a,b] [7] [0.125,0.250,0.500,0.750]", (90, 45))
+    assert turn.question == "Is <boxes> or <boxes> at <points>?  [a,b] [7] [0.125,0.250,0.500,0.750]"
+    assert turn.question_boxes == (((10, 20, 30.5, 40),), ((1, 2, 3, 4), (0, 0, 90, 45)))
+    assert turn.question_points == (((5, 6),),)
+    assert question_of(turn).startswith("Is [10,20,30.5,40] or [1,2,3,4;0,0,90,45] at [5,6]?")
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ("[10,20,91,40]", "does not lie in the image, which is 90 pixels wide and 45 high"),
+        ("[10,20,20,46]", "does not lie in the image"),
+        ("[-1,0,5,5]", "does not lie in the image"),
+        ("[30,20,10,40]", "holds nothing"),
+        ("[1,2,3]", "neither a box"),
+        ("[1,2;1,2,3,4]", "neither a box"),
+    ],
+)
+def test_boxes_that_are_none_are_refused(question, said):
+    with pytest.raises(ValueError, match=said):
+        typed(f"what is in {question}?", (90, 45))
+
+
+def test_a_typed_box_reaches_the_model_in_its_own_numbers(checkpoint, image, monkeypatch, capsys):
+    seen = []
+    encode = Collator.prompts
+    monkeypatch.setattr(Collator, "prompts", lambda self, *given: seen.append(encode(self, *given)) or seen[-1])
+    chat(checkpoint, "what is in [9,23,27,32]?", image=image, out=image.with_name("out.png"), max_new_tokens=1)
+    text = Answerer(checkpoint).processor.tokenizer.decode(seen[0][0])
+    assert "what is in [0.100,0.500,0.300,0.600]?" in text  # 22 pixels of padding above, a square of 90
+
+
+def test_pieces_of_an_answer():
+    view = PadSquare(100, 50)
+    assert pieces_of("a [0.100,0.500,0.300,0.600] b [0.500,0.500] [x]", view) == (
+        "a ", ((10.0, 25.0, 30.0, 35.0),), " b ", ((50.0, 25.0),), " [x]",
+    )  # fmt: skip
+    assert pieces_of("", view) == ()
+
+
+def test_a_run_of_single_questions_is_asked_without_history(world, tmp_path):
+    recipe = load_recipe("micro", ["--data.root", str(world)])
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "comm"}')
+    assert history_of(tmp_path / "model") is None
+    (tmp_path / "recipe.yaml").write_text(as_yaml(recipe))
+    assert history_of(tmp_path / "model") == 0
 
 
 @pytest.mark.parametrize(
@@ -179,34 +277,103 @@ def test_questions_that_cannot_be_asked(image, question, said):
     assert conversation.turns == []
 
 
+def typed_in(monkeypatch, *lines: str) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
+
+
 def test_a_special_token_is_refused_and_the_conversation_goes_on(checkpoint, image, monkeypatch, capsys):
-    monkeypatch.setattr("sys.stdin", io.StringIO(f"say </s>\n{WHERE}\n/quit\nnever asked\n"))
-    converse(checkpoint, image)
+    typed_in(monkeypatch, "say </s>", WHERE, "/quit", "never asked")
+    chat(checkpoint, None, image=image, out=image.with_name("out.png"))
     said = capsys.readouterr().out
     assert "error: example the conversation: its text spells the special token </s>" in said
-    assert said.count("box: x ") == 1
+    assert said.count("it is at [11.2,0.5,45,45]") == 1
+    assert "never asked" not in said
 
 
-def test_the_loop_changes_images_saves_and_survives_mistakes(checkpoint, image, tmp_path, monkeypatch, capsys):
-    saved = tmp_path / "saved.png"
-    lines = [
-        WHERE, "/image missing.png", f"/image {image}", "/help", WHERE, f"/save {tmp_path / 'saved.exe'}",
-        f"/save {image}", f"/save {saved}",
-    ]  # fmt: skip
-    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
-    converse(checkpoint, None)  # the input ends without /quit
+def test_the_loop_changes_images_saves_and_survives_mistakes(image, tmp_path, monkeypatch, capsys):
+    out, saved = tmp_path / "out.png", tmp_path / "saved.png"
+    talk = Talk(Saying(TAUGHT[WHERE], "", "it is [0,0,1,1]"), out)
+    typed_in(
+        monkeypatch, WHERE, "/history", "/image missing.png", "/image", f'/image "{image}"', "/help", "/nothing",
+        "is it in [1,2,30,40]?", "or in [1,2,300,40]?", "/history", "/new", "/history", "and now?", "is there a star?",
+        f"/save {tmp_path / 'saved.exe'}", f"/save {image}", f"/save {saved}",
+    )  # fmt: skip
+    talk.converse()  # the input ends without /quit
     said = capsys.readouterr().out
     for line in (
-        "no image yet",
         "error: missing.png: there is no such image",
-        "no name for a picture",
+        "error: no file is named",
+        "scene.png: 90 x 45 pixels",
+        "error: there is no /nothing; commands: /image",
+        "error: [1,2,300,40] does not lie in the image",
+        "(no answer)",
+        "error: " + str(tmp_path / "saved.exe"),
         "is the image itself",
+        f"drawn in {saved}",
     ):
         assert said.count(line) == 1, line
-    assert said.count("/quit") == 2  # at the start, and for /help
-    assert said.count("box: x ") == 1
-    assert str(saved) in said
-    assert saved.is_file()
+    assert said.count("no image yet") == 2
+    assert said.count("> is it in [1,2,30,40]?\nit is at [11.2,0.5,45,45]") == 1
+    assert said.count("what was said so far") == 1
+    assert said.count(f"drawn in {out}") == 2
+    with Image.open(out) as picture:
+        assert rgb(ASKED) not in {color for _, color in picture.getcolors(2**20)}  # the last answer had no box asked
+
+
+def test_an_interrupted_answer_is_not_remembered(image, tmp_path, monkeypatch, capsys):
+    class Interrupted(Saying):
+        def stream(self, example: Example, *, knock_out: str | None = None) -> Iterator[str]:
+            yield "half an"
+            raise KeyboardInterrupt
+
+    talk = Talk(Interrupted(), tmp_path / "out.png")
+    talk.open(image)
+    typed_in(monkeypatch, "what?", "/history")
+    talk.converse()
+    assert "half an" in capsys.readouterr().out
+    assert talk.conversation is not None
+    assert talk.conversation.turns == []
+
+
+# The terminal
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_pictures_are_shown_by_what_the_terminal_can():
+    picture = Image.new("RGB", (64, 32), "#102030")
+
+    def shown(**environ: str) -> str:
+        terminal = Terminal()
+        assert preview(picture, file=terminal, environ=environ) == bool(terminal.getvalue())
+        return terminal.getvalue()
+
+    assert not preview(picture, file=io.StringIO(), environ={"TERM": "xterm-kitty"})
+    for poor in ({}, {"TERM": "dumb"}, {"TERM": "xterm"}, {"TERM": "xterm-kitty", "NO_COLOR": "1"}):
+        assert shown(**poor) == "", poor
+    assert shown(TERM="xterm-kitty").startswith("\x1b_Ga=T,f=100,")
+    assert shown(TERM="xterm-256color", TERM_PROGRAM="iTerm.app").startswith("\x1b]1337;File=inline=1;")
+    blocks = shown(TERM="xterm-256color", COLORTERM="truecolor")
+    assert "38;2;16;32;48;48;2;16;32;48m▀" in blocks  # both halves of every character
+    assert len(blocks.strip().splitlines()) == 12  # 48 columns of 64 x 32 pixels, two rows a line
+
+
+def test_the_messages_hold_the_picture():
+    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8))
+    parts = re.findall(r"\x1b_G([^;]*);([^\x1b]*)\x1b", kitty(noise, 30))
+    assert len(parts) > 2
+    assert all(len(data) <= 4096 for _, data in parts)
+    assert [keys[-3:] for keys, _ in parts] == ["m=1"] * (len(parts) - 1) + ["m=0"]
+    (inline,) = re.findall(r"File=[^:]*:([^\x07]*)\x07", iterm(noise, 30))
+    for data in ("".join(data for _, data in parts), inline):
+        with Image.open(io.BytesIO(base64.b64decode(data))) as picture:
+            assert np.array_equal(np.asarray(picture), np.asarray(noise))
+    upper = half_blocks(noise.resize((4, 4)), 4).segments[0]
+    assert upper.text == "▀"
+    assert upper.style is not None
 
 
 # Drawing

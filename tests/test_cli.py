@@ -21,9 +21,10 @@ from test_train import largest_file, snapshot
 from commvlm.cli import main
 
 COMMANDS = [
-    "inspect", "build", "train", "evaluate", "chat", "microworld", "microworld write", "microworld pretrain",
+    "inspect", "build", "train", "evaluate", "chat", "demo", "microworld", "microworld write", "microworld pretrain",
     "microworld card", "quickstart", "score", "score pope", "score mme", "score vqa", "score caption", "score rec",
-    "score reg", "rescore", "receipts", "receipts diff", "probe", "probe features", "serve", "export", "study",
+    "score reg", "rescore", "receipts", "receipts diff", "probe", "probe layers", "probe report", "probe simmap",
+    "probe pca", "probe advise", "probe features", "serve", "export", "study",
 ]  # fmt: skip
 
 

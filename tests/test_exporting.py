@@ -185,6 +185,7 @@ def test_the_card_says_what_it_is_and_what_it_scored(exported):
     assert "| rec | iou-0.5 | accuracy | 62.1 | 59.1 to 65.2 | 120 |" in card.text
     assert "| clip | clip_vision_model | 64 px | 1-8 of 8 | lln-layerscale | identity |" in card.text
     assert "trust_remote_code=True" in card.text
+    assert "converted" not in card.text
     example = re.search(r"```python\n(.*?)```", card.text, re.DOTALL)
     assert example is not None
     ast.parse(example[1])
@@ -197,6 +198,8 @@ def test_without_code_and_in_half_precision(run, tmp_path):
     assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
     assert "import commvlm" in (out / "README.md").read_text()
     assert "Scores" not in (out / "README.md").read_text()
+    scored = export(run, tmp_path / "scored", Export("half", dtype="bf16"))
+    assert "converted after they were scored" in (scored / "README.md").read_text()
 
 
 def test_what_cannot_be_exported_is_refused_in_one_line_and_leaves_nothing(run, exported, tmp_path, capsys):

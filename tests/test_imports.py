@@ -75,11 +75,12 @@ def allowed() -> dict[str, set[str]]:
 
 
 def test_the_table_says_what_the_design_says(allowed):
-    rooms = {"model", "data", "evaluate", "microworld", "train", "study", "app", "cli"}
+    rooms = {"model", "data", "evaluate", "probe", "microworld", "train", "study", "app", "cli"}
     assert set(allowed) == {*rooms, FACE}
     assert allowed["model"] == allowed["data"] == set()
     assert allowed["evaluate"] == {"data"}
-    assert allowed["microworld"] == {"data", "model"}
+    assert allowed["probe"] == {"data", "model", "evaluate"}
+    assert allowed["microworld"] == {"data", "model", "probe"}
     assert allowed["train"] == {"model", "data", "evaluate"}
     assert not any("cli" in allowed[name] for name in rooms - {"cli"})
 
@@ -113,6 +114,8 @@ def test_imports_are_found_at_all(allowed):
         ("evaluate/run.py", "from ..model.modeling import CommModel"),
         ("evaluate/run.py", "from commvlm import CommConfig"),
         ("microworld/scene.py", "from ..evaluate import run"),
+        ("probe/run.py", "from ..microworld.readout import micro_problem"),
+        ("probe/advise.py", "from ..train.recipe import Recipe"),
         ("train/run.py", "from ..microworld.writer import write_world"),
         ("train/run.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from ..app.chat import chat"),
         ("app/chat.py", "from ..cli import main"),

@@ -17,7 +17,6 @@ from commvlm.microworld.cards import write_card
 from commvlm.microworld.pretrain import checkpoint, clip, dino, lm
 from commvlm.microworld.pretrain.symbols import GRID, coverage, parted
 from commvlm.microworld.pretrain.vit import keep_patches, new_clip
-from commvlm.microworld.readout import auc, patch_centers
 from commvlm.microworld.scene import sample_scene
 from commvlm.microworld.tokenizer import build_tokenizer
 
@@ -107,20 +106,6 @@ def test_sinkhorn_uses_every_prototype_alike():
     q = dino.sinkhorn(torch.randn(64, 8), 0.5, rounds=50)
     torch.testing.assert_close(q.sum(1), torch.ones(64))
     torch.testing.assert_close(q.sum(0), torch.full((8,), 8.0), rtol=1e-3, atol=1e-3)
-
-
-def test_auc_is_the_share_of_pairs_in_order():
-    rng = np.random.default_rng(0)
-    scores, labels = rng.normal(size=40), (rng.random(40) < 0.4).astype(float)
-    pairs = [
-        s > t for s, y in zip(scores, labels, strict=True) for t, z in zip(scores, labels, strict=True) if y and not z
-    ]
-    assert auc(scores, labels) == pytest.approx(np.mean(pairs))
-
-
-def test_patch_centers_are_row_major():
-    centers = patch_centers()
-    assert centers[1].tolist() == pytest.approx([0.1875, 0.0625, 0.1875, 0.0625])
 
 
 def test_a_card_of_an_untrained_encoder_does_not_say_that_it_beats_its_twin(tmp_path):

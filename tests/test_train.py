@@ -390,8 +390,10 @@ class TestStages:
         model, _ = assemble(small().model)
         with pytest.raises(RecipeError, match="no part 'projct'; did you mean 'project'"):
             settle_parts(model, {"projct": 1e-3})
-        with pytest.raises(RecipeError, match="no part 'encoders'; known: align, language_model, merge, project"):
+        with pytest.raises(RecipeError, match="encoders, which are trained through lora only"):
             settle_parts(model, {"encoders": 1e-3})
+        with pytest.raises(RecipeError, match="no part 'xyz'; known: align, language_model, merge, project"):
+            settle_parts(model, {"xyz": 1e-3})
         with pytest.raises(RecipeError, match="nothing is trained"):
             settle_parts(model, {})
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from itertools import groupby
 from pathlib import Path
@@ -14,10 +14,11 @@ from torch import Tensor
 
 from ..data.collate import Collator
 from ..data.example import Example
+from ..data.geometry import GEOMETRIES, View
 from ..data.images import OPENERS
 from ..model import CommForConditionalGeneration
 from .checkpoint import load_checkpoint, resolve_checkpoint
-from .decoding import Decoder, Prompt
+from .decoding import Decoder, Prompt, Row
 
 __all__ = ["Answerer", "load_checkpoint", "resolve_checkpoint"]
 
@@ -88,41 +89,66 @@ class Answerer:
         """What the model is asked in, by its precision."""
         return torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
 
-    @torch.inference_mode()
-    def visual_tokens(
-        self, images: Iterable[Hashable], pixels: Callable[[list[Hashable]], Tensor]
-    ) -> dict[Hashable, Tensor]:
-        """(N, hidden) of every image: read together, those apart that were read before. pixels: (images, P) of some."""
-        images = list(dict.fromkeys(images))
-        found = {image: self._remembered[image] for image in images if image in self._remembered}
-        new = [image for image in images if image not in found]
-        if new:
-            read: Any = self.model.get_image_features(
-                pixels(new).to(self.device), knock_out=self.knock_out, return_dict=True
-            )
-            found |= dict(zip(new, read.pooler_output, strict=True))
-        for image in images:
-            self._remembered[image] = found[image]
-            self._remembered.move_to_end(image)
-        while sum(tokens.nbytes for tokens in self._remembered.values()) > REMEMBERED:
-            self._remembered.popitem(last=False)
-        return found
+    def view(self, width: int, height: int) -> View:
+        """What is shown of an image of that size, in which the boxes of a text are to be read."""
+        return GEOMETRIES[self.collator.geometry](width, height)
+
+    def stream(self, example: Example, *, knock_out: str | None = None) -> Iterator[str]:
+        """The answer to one example as it grows: all of it so far, each time that it has become longer; the last one is what
+        `__call__` gives. knock_out: what is switched off for this one, in place of the answerer's own."""
+        with self.autocast():  # never held while somebody else's code runs, maybe in another thread
+            (prompt,) = self._prompts([example], self.knock_out if knock_out is None else knock_out)
+            row, growing, shown = Row(prompt, self.decoder.max_new_tokens), self.decoder.start(), None
+            self.decoder.begin(growing, [row])
+        while True:
+            (text,) = self._texts([row.said])
+            if growing.rows:  # half a character reads as U+FFFD until its other bytes have come
+                text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+            if text != shown:
+                yield text
+            if not growing.rows:
+                return
+            shown = text
+            with self.autocast():
+                growing.step()
 
     @torch.inference_mode()
+    def visual_tokens(
+        self, images: Iterable[Hashable], pixels: Callable[[list[Hashable]], Tensor], *, knock_out: str | None = None
+    ) -> dict[Hashable, Tensor]:
+        """(N, hidden) of every image: read together, those apart that were read before. pixels: (images, P) of some.
+        knock_out: in place of the answerer's own."""
+        off = self.knock_out if knock_out is None else knock_out
+        images, known = list(dict.fromkeys(images)), self._remembered
+        found = {image: known[image, off] for image in images if (image, off) in known}
+        new = [image for image in images if image not in found]
+        if new:
+            read: Any = self.model.get_image_features(pixels(new).to(self.device), knock_out=off, return_dict=True)
+            found |= dict(zip(new, read.pooler_output, strict=True))
+        for image in images:
+            known[image, off] = found[image]
+            known.move_to_end((image, off))
+        while sum(tokens.nbytes for tokens in known.values()) > REMEMBERED:
+            known.popitem(last=False)
+        return found
+
     def _answer(self, examples: Sequence[Example]) -> list[str]:
+        with self.autocast():
+            return self._texts(self.decoder(self._prompts(examples, self.knock_out)))
+
+    def _texts(self, said: Sequence[Sequence[int]]) -> list[str]:
+        return [text.strip() for text in self.processor.tokenizer.batch_decode(said, skip_special_tokens=True)]
+
+    def _prompts(self, examples: Sequence[Example], knock_out: str) -> list[Prompt]:
         images = self.collator.opened(examples)
         rows = self.collator.prompts(examples, images)
 
         def pixels(new: list[Any]) -> Tensor:
-            return self.collator.image_processor(images=[images[path] for path in new], return_tensors="pt")[
-                "pixel_values"
-            ]
+            shown = [images[path] for path in new]
+            return self.collator.image_processor(images=shown, return_tensors="pt")["pixel_values"]
 
-        with self.autocast():
-            tokens = self.visual_tokens(images, pixels)
-            prompts = [
-                Prompt(torch.from_numpy(row), example.image, None if example.image is None else tokens[example.image])
-                for row, example in zip(rows, examples, strict=True)
-            ]
-            said = self.decoder(prompts)
-        return [text.strip() for text in self.processor.tokenizer.batch_decode(said, skip_special_tokens=True)]
+        tokens = self.visual_tokens(images, pixels, knock_out=knock_out)
+        return [
+            Prompt(torch.from_numpy(row), example.image, None if example.image is None else tokens[example.image])
+            for row, example in zip(rows, examples, strict=True)
+        ]

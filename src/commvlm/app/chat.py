@@ -1,64 +1,35 @@
-"""Asking a checkpoint about one image: a single question, or a conversation."""
+"""Asking a checkpoint in the terminal: a single question, or a conversation."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import importlib.util
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from PIL import Image
 
-from ..data.boxes import PadSquare, boxes_in_pixels
-from ..data.example import BOXES, IMAGE, Box, Example, Turn
+from ..data.example import Box, Turn
 from ..data.images import open_image
-from .answering import Answerer, resolve_checkpoint
-from .drawing import check_picture_name, draw_boxes, predicted_marks, save_picture
+from .answering import Answerer
+from .checkpoint import resolve_checkpoint
+from .conversation import Answer, Conversation, Streams, history_of, question_of
+from .drawing import asked_mark, check_picture_name, draw_boxes, predicted_marks, save_picture
+from .terminal import preview
 
-HELP = "/image FILE: ask about another image   /save FILE: save it with the last boxes   /quit"
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What was answered. boxes: those in the text, in pixels of the original image. picture: where it was drawn."""
-
-    text: str
-    boxes: tuple[Box, ...]
-    picture: Path | None = None
-
-
-@dataclass
-class Conversation:
-    """Questions about one image, each asked with all that was said before."""
-
-    answerer: Callable[[Sequence[Example]], list[str]]
-    image: Path
-    turns: list[Turn] = field(default_factory=list)
-
-    def __post_init__(self) -> None:
-        self.size = open_image(self.image).size
-
-    def ask(self, question: str) -> Answer:
-        """The question goes in as it is, the image in front of the first one. Raises ValueError for an empty question,
-        one that spells a slot or a special token, and a conversation that has become too long for the model."""
-        if not question.strip():
-            raise ValueError("the question is empty; ask something such as: where is the red star?")
-        slot = next((slot for slot in (IMAGE, BOXES) if slot in question), None)
-        if slot:
-            raise ValueError(f"the question spells {slot}, which stands for something else here; reword it")
-        first = "" if self.turns else f"{IMAGE}\n"
-        asked = Turn(first + question, "")
-        example = Example("the conversation", "dialogue", self.image, (*self.turns, asked))
-        (text,) = self.answerer([example])
-        self.turns.append(Turn(asked.question, text.replace(BOXES, "").replace(IMAGE, "")))
-        groups = boxes_in_pixels(text, PadSquare(*self.size))
-        return Answer(text, tuple(box for group in groups for box in group))
-
-    def draw(self, boxes: tuple[Box, ...]) -> Image.Image:
-        return draw_boxes(open_image(self.image), predicted_marks(boxes))
+HELP = """\
+Ask in words; [x1,y1,x2,y2] is a box and [x,y] a point, in pixels of the image: what is in [10,20,30,40]?
+  /image FILE   ask about another image; the conversation begins anew
+  /save FILE    save the picture with the last boxes (.png, .jpg, .webp)
+  /history      what was said so far
+  /new          forget what was said
+  /help         this
+  /quit         leave, as the end of input does"""
 
 
 def ask(checkpoint: Path | str, image: Path | str, question: str, *, out: Path | str = "answer.png") -> Answer:
-    """One question about one image; where the answer holds boxes, the picture with them is saved to `out`.
+    """One question about one image; where boxes are asked or answered, the picture with them is saved to `out`.
 
     Raises ValueError, before anything is loaded, for a folder that is no checkpoint, an image that is missing, broken
     or too large, and a name that is no picture's.
@@ -69,69 +40,155 @@ def ask(checkpoint: Path | str, image: Path | str, question: str, *, out: Path |
     open_image(image)
     conversation = Conversation(Answerer(checkpoint), image)
     answer = conversation.ask(question)
-    if not answer.boxes:
-        return answer
-    return Answer(answer.text, answer.boxes, save_picture(conversation.draw(answer.boxes), out))
+    if answer.boxes:
+        save_picture(drawn(conversation), out)
+    return answer
 
 
-def chat(checkpoint: Path, question: str | None, *, image: Path | None, out: Path) -> None:
-    """The command: prints one answer, or holds a conversation when there is no question."""
-    if question is None:
-        converse(checkpoint, image)
-        return
-    if image is None:
+def chat(
+    checkpoint: Path, question: str | None, *, image: Path | None, out: Path, knock_out: str = "",
+    history: int | None = None, max_new_tokens: int = 256,
+) -> None:  # fmt: skip
+    """The command: prints one answer, or holds a conversation when there is no question.
+
+    history: how many former turns go with a question; None is what the checkpoint was trained for (`history_of`).
+    """
+    resolve_checkpoint(checkpoint)
+    if image is not None:
+        open_image(image)
+        _check_out(out, image)
+    elif question is not None:
         raise ValueError("there is no image to ask about: add --image FILE")
-    answer = ask(checkpoint, image, question, out=out)
-    print(describe(answer))
-    if answer.picture is not None:
-        print(f"drawn in {answer.picture}")
+    single = history is None and history_of(checkpoint) == 0
+    answerer = Answerer(checkpoint, knock_out=knock_out, max_new_tokens=max_new_tokens)
+    talk = Talk(answerer, out, 0 if single else history)
+    if image is not None:
+        talk.conversation = Conversation(answerer, image, talk.history)
+    if question is not None:
+        talk.ask(question)
+        return
+    note = "Each question is asked on its own, as this model was trained; --history 8 sends the last eight turns along."
+    print(HELP, *([note] if single else []), sep="\n")
+    talk.converse()
 
 
-def describe(answer: Answer) -> str:
-    """The answer's text, and below it each of its boxes in pixels of the original image."""
-    number = (lambda k: f" {k}") if len(answer.boxes) > 1 else (lambda k: "")
-    lines = [answer.text or "(no answer)"]
-    for k, (x1, y1, x2, y2) in enumerate(answer.boxes, start=1):
-        lines.append(f"box{number(k)}: x {x1:.1f} to {x2:.1f}, y {y1:.1f} to {y2:.1f} pixels")
-    return "\n".join(lines)
+@dataclass
+class Talk:
+    """A conversation in the terminal. out: where answers with boxes are drawn."""
+
+    answerer: Streams
+    out: Path
+    history: int | None = None
+    conversation: Conversation | None = None
+    commands: dict[str, Callable[[str], None]] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.commands = {
+            "/image": self.open, "/save": self.save, "/history": self.tell, "/new": self.forget,
+            "/help": lambda _: print(HELP),
+        }  # fmt: skip
+
+    def converse(self) -> None:
+        """Reads questions from the terminal until /quit or the end of input. What goes wrong with one is said, no more."""
+        for line in lines():
+            word, _, rest = line.partition(" ")
+            try:
+                if word == "/quit":
+                    return
+                if word in self.commands:
+                    self.commands[word](rest.strip())
+                elif word.startswith("/"):
+                    raise ValueError(f"there is no {word}; commands: {', '.join(self.commands)}, /quit")
+                elif line:
+                    self.ask(line)
+            except (ValueError, OSError) as error:
+                print(f"error: {' '.join(str(error).split())}")
+            except KeyboardInterrupt:
+                print("\n(stopped; the question is not remembered)")
+
+    def ask(self, question: str) -> None:
+        """Prints the answer as it grows; boxes are drawn, saved, and shown where the terminal can."""
+        conversation = self._about()
+        answer = _printed(conversation.stream(question))
+        if answer.boxes:
+            picture = drawn(conversation)
+            preview(picture)
+            print(f"drawn in {save_picture(picture, _check_out(self.out, conversation.image))}")
+
+    def open(self, name: str | Path) -> None:
+        """Turns to another image, which is kept out of the way of a mistyped one."""
+        said = str(name).strip("'\"")
+        if not said:
+            raise ValueError("no file is named: /image FILE")
+        conversation = Conversation(self.answerer, Path(said).expanduser(), self.history)
+        self.conversation = conversation
+        print(f"{conversation.image.name}: {conversation.size[0]} x {conversation.size[1]} pixels")
+
+    def save(self, name: str) -> None:
+        conversation = self._about()
+        path = _check_out(Path(name.strip("'\"")).expanduser(), conversation.image)
+        print(f"drawn in {save_picture(drawn(conversation), path)}")
+
+    def tell(self, _: str = "") -> None:
+        conversation = self._about()
+        for turn, answer in zip(conversation.turns, conversation.answers, strict=True):
+            print(f"> {question_of(turn)}\n{described(answer)}")
+
+    def forget(self, _: str = "") -> None:
+        self.conversation = Conversation(self.answerer, self._about().image, self.history)
+
+    def _about(self) -> Conversation:
+        if self.conversation is None:
+            raise ValueError("no image yet: /image FILE")
+        return self.conversation
 
 
-def converse(checkpoint: Path, image: Path | None) -> None:
-    """Reads questions from the terminal until /quit or the end of input. What goes wrong with one is said, no more."""
-    answerer = Answerer(checkpoint)
-    conversation = None if image is None else Conversation(answerer, image)
-    boxes: tuple[Box, ...] = ()
-    print(HELP)
-    while (line := _read()) not in (None, "/quit"):
-        word, _, rest = str(line).partition(" ")
+def drawn(conversation: Conversation) -> Image.Image:
+    """The image with the boxes of the last question, yellow, and of its answer."""
+    image = open_image(conversation.image)
+    if not conversation.turns:
+        return draw_boxes(image, [])
+    asked = boxes_of(conversation.turns[-1])
+    return draw_boxes(image, [*map(asked_mark, asked), *predicted_marks(conversation.answers[-1].boxes)])
+
+
+def boxes_of(turn: Turn) -> tuple[Box, ...]:
+    """The boxes of a question, in order."""
+    return tuple(box for group in turn.question_boxes for box in group)
+
+
+def described(answer: Answer) -> str:
+    """The answer's text, its boxes in pixels of the original image."""
+    return answer.shown or "(no answer)"
+
+
+def lines() -> Iterator[str]:
+    """What is typed, without spaces around it, until the end of input or an interruption at the prompt."""
+    if sys.stdin.isatty() and importlib.util.find_spec("readline"):
+        import readline  # noqa: F401  (arrow keys and former lines in `input`)
+    while True:
         try:
-            if word == "/image":
-                conversation, boxes = Conversation(answerer, Path(rest.strip())), ()
-            elif conversation is None:
-                print("no image yet: /image FILE")
-            elif word == "/save":
-                print(save_picture(conversation.draw(boxes), _check_out(Path(rest.strip()), conversation.image)))
-            elif word.startswith("/"):
-                print(HELP)
-            elif line:
-                answer = conversation.ask(str(line))
-                boxes = answer.boxes
-                print(describe(answer))
-        except (ValueError, OSError) as error:
-            print(f"error: {error}")
+            yield input("> ").strip()
+        except (EOFError, KeyboardInterrupt):
+            print()
+            return
 
 
-def _read() -> str | None:
-    """The next line without spaces around it; None at the end of input."""
-    try:
-        return input("> ").strip()
-    except (EOFError, KeyboardInterrupt):
-        print()
-        return None
+def _printed(answers: Iterator[Answer]) -> Answer:
+    """Prints each answer's new end, and the last one whole where it did not begin as the former ones did."""
+    said, answer = "", Answer("")
+    for answer in answers:
+        if answer.shown.startswith(said):
+            print(answer.shown[len(said) :], end="", flush=True)
+            said = answer.shown
+    if answer.shown != said:
+        print(f"\n{answer.shown}", end="")
+    print("" if answer.shown else described(answer))
+    return answer
 
 
 def _check_out(out: Path, image: Path) -> Path:
     check_picture_name(out)
     if out.exists() and image.exists() and out.samefile(image):
-        raise ValueError(f"{out} is the image itself; choose another --out")
+        raise ValueError(f"{out} is the image itself; choose another name")
     return out

@@ -43,7 +43,7 @@ def export(checkpoint: Path, out: Path, wanted: Export) -> Path:
     folder = resolve_checkpoint(checkpoint)
     receipts = find_receipts(checkpoint)
     model, processor = load_checkpoint(folder)
-    dtype = DTYPES[wanted.dtype]
+    saved, dtype = model.dtype, DTYPES[wanted.dtype]
     if dtype is not None:
         model = model.to(dtype)  # type: ignore[assignment]
     part = out.with_name(out.name + ".part")
@@ -53,7 +53,7 @@ def export(checkpoint: Path, out: Path, wanted: Export) -> Path:
             _write(part, model, processor, wanted.code)
             for task, receipt in receipts.items():
                 write_json(receipt, part / RECEIPTS / f"{task}.json")
-            about = About(wanted.name, wanted.license, receipts, wanted.code)
+            about = About(wanted.name, wanted.license, receipts, wanted.code, converted=dtype not in (None, saved))
             write_text(part / "README.md", model_card(model, about))
             os.replace(part, out)
     except BaseException:

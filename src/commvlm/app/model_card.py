@@ -20,12 +20,13 @@ RECEIPTS = "receipts"
 @dataclass(frozen=True)
 class About:
     """name: the model's. license: an identifier of the hub's, None where it was not said. receipts: task -> receipt. code:
-    whether the modules lie beside the weights."""
+    whether the modules lie beside the weights. converted: whether these are in another precision than what was scored."""
 
     name: str
     license: str | None
     receipts: Mapping[str, Receipt]
     code: bool
+    converted: bool = False
 
 
 def find_receipts(run: Path) -> dict[str, Receipt]:
@@ -117,6 +118,7 @@ def _scores(about: About) -> str:
         interval = "–" if low_high is None else f"{low_high[0]:.1f} to {low_high[1]:.1f}"
         cells = (receipt["task"], receipt["rule"], receipt["metric"], f"{receipt['value']:.1f}", interval, receipt["n"])
         lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
-    return "\n".join(
-        [*lines, "", f"What each figure was made of stands in `{RECEIPTS}/`; `commvlm receipts diff` compares two."]
-    )
+    said = f"What each figure was made of stands in `{RECEIPTS}/`; `commvlm receipts diff` compares two."
+    if about.converted:
+        said += " The weights were converted after they were scored."
+    return "\n".join([*lines, "", said])

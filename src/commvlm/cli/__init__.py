@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from .chat import add_chat
 from .command import Parser
 from .data import add_data
+from .demo import add_demo
 from .evaluate import add_evaluate
 from .export import add_export
 from .microworld import add_microworld
@@ -35,6 +36,7 @@ COMMANDS = (
     add_rescore,
     add_receipts,
     add_chat,
+    add_demo,
     add_serve,
     add_export,
     add_data,

@@ -33,7 +33,7 @@ def _export(options: argparse.Namespace) -> None:
 
     if options.push_to_hub:
         check_repository(options.push_to_hub)
-    name = options.name or options.push_to_hub or options.out.resolve().name
+    name = options.name or options.push_to_hub or options.out.absolute().name
     wanted = Export(name, dtype=options.dtype, license=options.license, code=not options.no_code)
     print(f"exported to {export(options.checkpoint, options.out, wanted)}")
     if options.push_to_hub:

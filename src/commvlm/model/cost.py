@@ -10,12 +10,13 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from .config import CommConfig
+from .config import CommConfig, CommVisionConfig
 from .families import family_of
 from .layers import describe_layers
 from .modeling import PARTS, CommForConditionalGeneration
 from .names import lookup
 from .tokens import Tokens
+from .vision import CommVisionModel
 
 TRAINED = ("merge", "align", "project", "language_model")
 """What the paper trains, in both stages."""
@@ -62,6 +63,16 @@ def inspect_model(config: CommConfig, *, trains: Sequence[str] = TRAINED) -> lis
         tokens=config.num_image_tokens,
     )
     return [*rows, total]
+
+
+def visual_flops(config: CommVisionConfig) -> int:
+    """FLOPs of one image through encoders, branches and fuse."""
+    with torch.device("meta"):
+        model = CommVisionModel(config).eval()
+        pixels = torch.empty(1, config.pixels_per_image)
+    with FlopCounterMode(display=False) as counter:
+        model(pixels)
+    return counter.get_total_flops()
 
 
 def _branch_rows(model: CommForConditionalGeneration, name: str, trains: Sequence[str]) -> list[Row]:

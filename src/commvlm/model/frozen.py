@@ -28,13 +28,14 @@ COMPUTED = ("fp32", "bf16")
 
 @dataclass(frozen=True)
 class FrozenEncoder:
-    """name: its own. encoder: as deep as the deepest of `layers` (ascending, 1-based). grid: rows and columns of patches.
-    images: the processor of this encoder alone: its size, mean, std, and the geometry. final_norm: see
-    `encoders.stream_layers`."""
+    """name: its own. encoder: as deep as the deepest of `layers` (ascending, 1-based). depth: blocks of the whole encoder.
+    grid: rows and columns of patches. images: the processor of this encoder alone: its size, mean, std, and the geometry.
+    final_norm: see `encoders.stream_layers`."""
 
     name: str
     encoder: PreTrainedModel
     layers: tuple[int, ...]
+    depth: int
     grid: Grid
     images: CommImageProcessor
     final_norm: str = "before"
@@ -155,5 +156,11 @@ def _frozen(config: CommVisionConfig, encoder: PreTrainedModel, place: int, **sh
     mine = {"name": name, "size": branch["image_size"], "mean": branch["mean"], "std": branch["std"]}
     images = CommImageProcessor([mine], **shown)
     return FrozenEncoder(
-        name, encoder, tuple(branch["layers"]), config.grid_of(name), images, final_norm=branch["final_norm"]
+        name,
+        encoder,
+        tuple(branch["layers"]),
+        branch["depth"],
+        config.grid_of(name),
+        images,
+        final_norm=branch["final_norm"],
     )

@@ -9,7 +9,7 @@ Sources: Hu et al., LoRA, arXiv 2106.09685; Dettmers et al., QLoRA, arXiv 2305.1
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -41,9 +41,12 @@ class Adapters:
         config = LoraConfig(
             r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=list(self.plain)
         )  # type: ignore[arg-type]
+        held: Any = model
+        held.is_loaded_in_4bit = lora.bits == 4  # how peft knows which of its layers to take
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             inject_adapter_in_model(config, model, adapter_name=NAME)  # type: ignore[arg-type]
+        del held.is_loaded_in_4bit
 
     def merge(self) -> None:
         """Adds what the adapters learned to the layers' own weights (never to their 4 bits), and takes them out."""
@@ -87,11 +90,8 @@ def _targets(model: CommForConditionalGeneration, lora: Lora) -> dict[str, nn.Li
 
 def check_bits(bits: int) -> None:
     """Raises RecipeError where 4 bits are wanted and bitsandbytes is not there."""
-    if bits == 4:
-        try:
-            metadata.version("bitsandbytes")
-        except metadata.PackageNotFoundError:
-            raise RecipeError("lora.bits 4 needs bitsandbytes: pip install 'commvlm[qlora]', or say bits 16") from None
+    if bits == 4 and find_spec("bitsandbytes") is None:
+        raise RecipeError("lora.bits 4 needs bitsandbytes: pip install 'commvlm[qlora]', or say bits 16")
 
 
 def _hold_in_4_bits(model: nn.Module, layers: Mapping[str, nn.Linear], dtype: torch.dtype) -> None:

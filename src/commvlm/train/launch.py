@@ -6,6 +6,7 @@ Both run the very command that a person would give: `commvlm train RECIPE --out 
 from __future__ import annotations
 
 import os
+import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -54,10 +55,8 @@ class Job:
         """Raises SystemExit with the command's exit code when it fails."""
         from submitit.helpers import TorchDistributedEnvironment  # pyright: ignore[reportMissingImports]
 
-        from ..cli import main
-
         TorchDistributedEnvironment().export(set_cuda_visible_devices=False)
-        code = main(self.command)
+        code = subprocess.run([sys.executable, "-m", "commvlm.cli", *self.command], check=False).returncode
         if code:
             raise SystemExit(code)
 

@@ -53,7 +53,7 @@ def run_stage(
         model.model.language_model.set_attn_implementation(attention(recipe))
         collator = _collator(recipe, model, processor, mixture, log)
         if not found or stage.lora.rank:  # a checkpoint of adapters holds what is trained alone
-            _scale(recipe, stage, model, [mixture[index] for index in range(min(stage.batch, MEASURED))], collator)
+            _scale(recipe, stage, model, mixture, collator)
         trainer = StageTrainer(
             model=model, args=arguments(recipe, stage, model, folder), train_dataset=mixture,  # type: ignore[arg-type]
             data_collator=_with_grey(collator, processor),  # type: ignore[arg-type]
@@ -94,13 +94,13 @@ def _collator(
 
 
 def _scale(
-    recipe: Recipe, stage: Stage, model: CommForConditionalGeneration, groups: list[list[Example]], collator: Collator
+    recipe: Recipe, stage: Stage, model: CommForConditionalGeneration, mixture: Mixture, collator: Collator
 ) -> None:
     """`train.visual_scale`, before a run's first stage."""
     scale = recipe.train.visual_scale
     if scale is None or recipe.train.start or recipe.train.stages[0] != stage:
         return
-    first = collator(groups)
+    first = collator([mixture[index] for index in range(min(stage.batch, MEASURED))])
     if "pixel_values" in first:
         scale_visual_tokens(model, first["pixel_values"], scale=scale)
 

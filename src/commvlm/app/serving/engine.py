@@ -31,10 +31,14 @@ class Update:
 
 @dataclass(eq=False)
 class Ticket:
-    """A request's place. Its updates arrive in the event loop that submitted it, the last one with a `finish` or failed."""
+    """A request's place. Its updates arrive in the event loop that submitted it, the last one with a `finish` or failed.
+
+    stepwise: an update for every step, as a stream needs; or a single one at the end, which wakes nobody before.
+    """
 
     asked: Asked
     sampling: Sampling | None
+    stepwise: bool
     loop: asyncio.AbstractEventLoop
     updates: asyncio.Queue[Update] = field(default_factory=asyncio.Queue)
     row: Row | None = None
@@ -67,7 +71,7 @@ class Engine:
             self._changed.notify()
         self._thread.join()
 
-    def submit(self, asked: Asked, *, sampling: Sampling | None) -> Ticket:
+    def submit(self, asked: Asked, *, sampling: Sampling | None, stepwise: bool) -> Ticket:
         """Raises Refusal: 429 where the queue is full, 400 for sampling from a model that is asked by `generate`, 503 when
         the server is ending."""
         if sampling is not None and not self.answerer.decoder.shares_prefixes:
@@ -75,7 +79,7 @@ class Engine:
                 400, "this language model is asked greedily only; leave temperature out", code="unsupported",
                 field="temperature",
             )  # fmt: skip
-        ticket = Ticket(asked, sampling, asyncio.get_running_loop())
+        ticket = Ticket(asked, sampling, stepwise, asyncio.get_running_loop())
         with self._changed:
             if self._stopping or not self.alive:
                 raise Refusal(503, "the server is ending", code="unavailable")
@@ -144,7 +148,7 @@ class Engine:
         news: dict[asyncio.AbstractEventLoop, list[tuple[Ticket, Update]]] = {}
         for ticket in self._growing:
             row = ticket.row
-            if row is not None and (len(row.said) > ticket.told or row.finish is not None):
+            if row is not None and (row.finish is not None or (ticket.stepwise and len(row.said) > ticket.told)):
                 update = Update(tuple(row.said[ticket.told :]), row.finish)
                 ticket.told = len(row.said)
                 news.setdefault(ticket.loop, []).append((ticket, update))

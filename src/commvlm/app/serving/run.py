@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -34,7 +35,7 @@ def serve(
     """Returns when it is interrupted. precision, device, bits: see `Answerer`. Raises ValueError for what is no checkpoint,
     and for an address that cannot be listened on."""
     folder = resolve_checkpoint(checkpoint)
-    name = place.name or checkpoint.resolve().name
+    name = place.name or checkpoint.absolute().name
     with _listening(place) as listening:
         answerer = Answerer(folder, precision=precision, device=device, bits=bits)
         host, port = listening.getsockname()[:2]
@@ -42,7 +43,8 @@ def serve(
             print("warning: without --api-key, whoever reaches this address may ask", file=sys.stderr)
         shown = f"[{host}]" if ":" in host else host
         print(f"{name} is served on http://{shown}:{port}/v1 ({answerer.device}); ctrl-c ends it", flush=True)
-        make_server(answerer, place, name=name).run(sockets=[listening])
+        with suppress(KeyboardInterrupt):  # uvicorn raises it once more when it has ended all that ran
+            make_server(answerer, place, name=name).run(sockets=[listening])
 
 
 def make_server(answerer: Answerer, place: Place, *, name: str) -> uvicorn.Server:

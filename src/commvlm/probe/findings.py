@@ -1,0 +1,207 @@
+"""The paper's findings F1 to F4 (arXiv 2310.08825) held against a probe's curves: each claim, what was measured, and what the
+interval allows to say of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from .advise import place_name, shown
+from .curves import Interval, Point, Probe, best, layer_shift
+from .tasks import TITLES
+
+HEAD = "mlp"
+VERDICTS = {1: "holds", -1: "does not hold", 0: "cannot tell"}
+NOT_READ = "not read"
+CEILING = 0.99
+"""A metric whose best score is above this leaves no room to tell layers apart."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """finding: F1 to F4, or "control". measured: in words, percent with 95 percent intervals. verdict: one of `VERDICTS`, or
+    `NOT_READ`."""
+
+    finding: str
+    claim: str
+    measured: str
+    verdict: str
+
+
+def findings(probe: Probe) -> list[Row]:
+    """Every claim that the probe can speak of, and those that it lacks the encoders for."""
+    return [*_controls(probe), *_first(probe), *_second(probe), *_third(probe), *_fourth(probe)]
+
+
+def highest(curve: Mapping[int, Point]) -> Point:
+    """The best layer's score; in every sample the best of that sample, so that the choice of the layer is in the interval."""
+    points = list(curve.values())
+    top = max(points, key=lambda point: point.seeds.mean())
+    return Point(top.seeds, np.max([point.draws for point in points], axis=0))
+
+
+def _of(interval: Interval, wanted: int = 1) -> str:
+    return VERDICTS[interval.sure * wanted]
+
+
+def _curves(probe: Probe, encoder: str, head: str = HEAD) -> dict[str, dict[int, Point]]:
+    found = {metric: probe.curve(encoder, head, metric) for metric in probe.metrics()}
+    return {metric: curve for metric, curve in found.items() if curve}
+
+
+def _controls(probe: Probe) -> Iterator[Row]:
+    """Is each encoder above its random twin? What is said of one that is not, is said of its architecture."""
+    for encoder in probe.encoders():
+        twin = probe.twin(encoder)
+        if twin is None:
+            continue
+        for metric in ("rec", "auc"):
+            own, random = probe.curve(encoder, HEAD, metric), probe.curve(twin, HEAD, metric)
+            if own and random:
+                gap = highest(own).minus(highest(random))
+                measured = f"best layer minus the twin's best, {TITLES[metric]}: {shown(gap)}"
+                yield Row("control", f"{encoder} is above its random twin", measured, _of(gap))
+
+
+def _first(probe: Probe) -> Iterator[Row]:
+    for encoder in probe.encoders():
+        curves = _curves(probe, encoder)
+        if not {"rec", "auc"} <= curves.keys():
+            continue
+        shift = layer_shift(curves["rec"], curves["auc"])
+        tops = "; ".join(
+            f"{TITLES[m]} best at {_best(curve)}" for m, curve in curves.items() if m in ("rec", "auc", "region")
+        )
+        measured = (
+            f"{tops}; presence's best lies {shift.value:+.0f} [{shift.low:+.0f}, {shift.high:+.0f}] layers deeper"
+        )
+        yield Row("F1", f"{encoder}: the best layer for REC is shallower than that for presence", measured, _of(shift))
+        yield _last_layer(encoder, curves["rec"], "rec", claim="REC falls towards the last layer", wanted=-1)
+        yield _last_layer(encoder, curves["auc"], "auc", claim="presence keeps improving to the last layer", wanted=1)
+
+
+def _best(curve: Mapping[int, Point]) -> str:
+    top, others = best(dict(curve))
+    full = " (near its ceiling)" if curve[top].seeds.mean() > CEILING else ""
+    among = "" if others == [top] else f", or {', '.join(str(k) for k in others if k != top)}"
+    return f"layer {top}{among}{full}"
+
+
+def _last_layer(encoder: str, curve: Mapping[int, Point], metric: str, *, claim: str, wanted: int) -> Row:
+    """The last layer against the best of those before it."""
+    *before, last = list(curve)
+    gap = curve[last].minus(highest({k: curve[k] for k in before})) if before else Interval(0.0, 0.0, 0.0)
+    measured = f"layer {last} minus the best before it, {TITLES[metric]}: {shown(gap)}"
+    return Row("F1", f"{encoder}: {claim}", measured, _of(gap, wanted))
+
+
+def _second(probe: Probe) -> Iterator[Row]:
+    claims = {
+        "deep": "DINOv2's deep layers, read by an MLP, are above CLIP's best on REC",
+        "gain": "DINOv2 gains more than CLIP from a non-linear head (REC)",
+        "pope": "DINOv2's best single layer is below CLIP's on presence",
+    }
+    if not {"clip", "dinov2"} <= set(probe.encoders()) or set(probe.heads()) < {"linear", "mlp"}:
+        yield from (
+            Row("F2", claim, "the probe has no clip and dinov2 under both heads", NOT_READ) for claim in claims.values()
+        )
+        return
+    clip, dino = _curves(probe, "clip"), _curves(probe, "dinov2")
+    plain = {name: highest(probe.curve(name, "linear", "rec")) for name in ("clip", "dinov2")}
+    half = probe.sources["dinov2"]["depth"] // 2
+    gap = highest({k: p for k, p in dino["rec"].items() if k > half}).minus(highest(clip["rec"]))
+    yield Row("F2", claims["deep"], f"best of DINOv2's second half minus CLIP's best: {shown(gap)}", _of(gap))
+    gains = {
+        name: _difference(highest(curve["rec"]), plain[name]) for name, curve in (("clip", clip), ("dinov2", dino))
+    }
+    more = gains["dinov2"].minus(gains["clip"])
+    told = f"DINOv2 {shown(gains['dinov2'].interval)}, CLIP {shown(gains['clip'].interval)}; difference {shown(more)}"
+    yield Row("F2", claims["gain"], f"MLP minus linear, best layers: {told}", _of(more))
+    gap = highest(dino["auc"]).minus(highest(clip["auc"]))
+    yield Row("F2", claims["pope"], f"DINOv2 minus CLIP, presence AUC: {shown(gap)}", _of(gap, -1))
+
+
+def _difference(a: Point, b: Point) -> Point:
+    return Point(np.array([a.seeds.mean() - b.seeds.mean()]), a.draws - b.draws)
+
+
+def _third(probe: Probe) -> Iterator[Row]:
+    for encoder in probe.encoders():
+        for metric in ("rec", "auc"):
+            merged, curve = probe.merged(encoder, HEAD, metric), probe.curve(encoder, HEAD, metric)
+            if not merged or not curve:
+                continue
+            gaps = {name: point.minus(highest(curve)) for name, point in merged.items()}
+            told = "; ".join(f"{name} {shown(gap)}" for name, gap in gaps.items())
+            claim = f"{encoder}: LLN-Layerscale over all layers is above the best single layer ({TITLES[metric]})"
+            learned = gaps.get("lln-layerscale(all)")
+            verdict = NOT_READ if learned is None else _of(learned)
+            yield Row("F3", claim, f"merge minus the best layer: {told}", verdict)
+            if {"mean(half)", "mean(all)"} <= merged.keys():
+                yield _shallow(encoder, metric, merged)
+
+
+def _shallow(encoder: str, metric: str, merged: Mapping[str, Point]) -> Row:
+    gap = merged["mean(all)"].minus(merged["mean(half)"])
+    hurts = encoder == "dinov2"
+    claim = f"{encoder}: shallow layers {'hurt' if hurts else 'help'} a plain mean ({TITLES[metric]})"
+    return Row("F3", claim, f"mean(all) minus mean(half): {shown(gap)}", _of(gap, -1 if hurts else 1))
+
+
+def _fourth(probe: Probe) -> Iterator[Row]:
+    claims = {
+        "mae": (
+            ("rec", "MAE's REC is fair: above its random twin's", 1),
+            ("auc", "MAE's presence is weak: below CLIP's", -1),
+        ),
+        "deit": (
+            ("rec", "DeiT is weakest on REC: below CLIP's", -1),
+            ("auc", "DeiT's presence is weak: below CLIP's", -1),
+        ),
+    }
+    for encoder, asked in claims.items():
+        for metric, claim, wanted in asked:
+            other = probe.twin(encoder) if "twin" in claim else "clip"
+            own = probe.curve(encoder, HEAD, metric) if encoder in probe.sources else {}
+            rival = probe.curve(other, HEAD, metric) if other in probe.sources else {}
+            if not own or not rival:
+                yield Row("F4", claim, f"the probe has no {encoder if not own else other}", NOT_READ)
+                continue
+            gap = highest(own).minus(highest(rival))
+            yield Row("F4", claim, f"best layer minus {other}'s best, {TITLES[metric]}: {shown(gap)}", _of(gap, wanted))
+
+
+def as_markdown(probe: Probe) -> str:
+    """The findings and the scores as Markdown tables: what docs/findings.md shows."""
+    asked, images = probe.record["asked"], probe.record
+    lines = [
+        f"Data {asked['data']}: {images['train']:,} images fitted on, {images['test']:,} asked about; {asked['seeds']} "
+        f"seeds; {asked['effort']['steps']} updates of a head; 95 percent intervals over images and seeds, paired.",
+        "",
+        "| finding | claim | measured (percent) | verdict |",
+        "|---|---|---|---|",
+        *(f"| {row.finding} | {row.claim} | {row.measured} | **{row.verdict}** |" for row in findings(probe)),
+    ]
+    for metric in probe.metrics():
+        lines += ["", f"{TITLES[metric]}, {HEAD.upper()} head, percent:", "", *_table(probe, metric)]
+    return "\n".join(lines) + "\n"
+
+
+def _table(probe: Probe, metric: str) -> list[str]:
+    rows = []
+    for name, source in probe.sources.items():
+        scores = probe.curve(name, HEAD, metric)
+        if scores:
+            merged = probe.merged(name, HEAD, metric) if source["kind"] != "twin" else {}
+            cells = {**{str(k): p for k, p in scores.items()}, **merged}
+            rows.append((name, {place: shown(point.interval) for place, point in cells.items()}))
+    places = list(dict.fromkeys(place for _, cells in rows for place in cells))
+    lines = [f"| | {' | '.join(map(place_name, places))} |", f"|---|{'---|' * len(places)}"]
+    lines += [f"| {name} | {' | '.join(cells.get(place, '') for place in places)} |" for name, cells in rows]
+    for name, source in probe.sources.items():
+        point = probe.points.get((name, "none", HEAD, metric))
+        if source["kind"] == "position" and point is not None:
+            lines.append(f"| {name} | {shown(point.interval)} |{' |' * (len(places) - 1)}")
+    return lines
