@@ -140,12 +140,13 @@ def _nothing_remembered() -> Iterator[None]:
 
     Its cache stands aside while torch compiles, and is told so.
     """
-    asked = pytorch_utils.is_torchdynamo_compiling
-    pytorch_utils.is_torchdynamo_compiling = lambda: True  # pyright: ignore[reportAttributeAccessIssue]
+    library: Any = pytorch_utils
+    asked = library.is_torchdynamo_compiling
+    library.is_torchdynamo_compiling = lambda: True
     try:
         yield
     finally:
-        pytorch_utils.is_torchdynamo_compiling = asked  # pyright: ignore[reportAttributeAccessIssue]
+        library.is_torchdynamo_compiling = asked
 
 
 def _to_fake(model: nn.Module) -> None:
