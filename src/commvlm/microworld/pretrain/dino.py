@@ -106,9 +106,11 @@ def koleo(x: Tensor) -> Tensor:
 
 
 def hidden_patches(count: int, seen: int, rng: np.random.Generator) -> Tensor:
-    """(count, seen) True where masked: half of the images, 15 to 60 % of the patches that are seen."""
-    share = rng.uniform(0.15, 0.6, (count, 1)) * (rng.random((count, 1)) < 0.5)
-    return torch.from_numpy(rng.random((count, seen)).argsort(1) < np.floor(share * seen))
+    """(count, seen) True where masked: half of the images, at least one of them, 15 to 60 % of the patches that are seen."""
+    share = rng.uniform(0.15, 0.6, (count, 1))
+    masked = rng.random((count, 1)) < 0.5
+    masked[0] |= not masked.any()
+    return torch.from_numpy(rng.random((count, seen)).argsort(1) < np.floor(share * masked * seen))
 
 
 class DINOTrainer:
@@ -138,11 +140,13 @@ class DINOTrainer:
             centers = np.asarray([group[int(rng.integers(len(group)))].center for group in things])
             seen = [placed(pixels, centers, rng) for pixels in drawn]
             pixels, kept = torch.cat([s[0] for s in seen]), torch.cat([s[1] for s in seen])
-            small = squares(*rng.integers(0, 2, (2, count)), 3, WINDOW)
+            row, column = rng.integers(0, 2, (2, count))
+            small = squares(row, column, 3, WINDOW)
         else:
             pixels = torch.cat([crops(p, SIDE, (0.4, 1.0), rng) for p in drawn])
             kept = torch.arange(GRID**2).expand(count, -1)
-            small = squares(*rng.integers(0, GRID - WINDOW + 1, (2, count)), WINDOW, GRID)
+            row, column = rng.integers(0, GRID - WINDOW + 1, (2, count))
+            small = squares(row, column, WINDOW, GRID)
         pixels = recolored(pixels, rng, grey=b.grey, swapped=b.swapped)
         return pixels, kept, hidden_patches(count, kept.shape[1], rng), kept.gather(1, small)
 

@@ -99,7 +99,8 @@ def _set_tables(model: ViTMAEForPreTraining) -> None:
 def new_vit(classes: int) -> ViTForImageClassification:
     """A plain ViT of the same size with a linear classifier on its class token, as DeiT III's (it has no other token)."""
     config = ViTConfig(
-        **SIZE, intermediate_size=512, image_size=SIDE, patch_size=PATCH, hidden_act="gelu", num_labels=classes,
+        **SIZE, intermediate_size=512, image_size=SIDE, patch_size=PATCH, hidden_act="gelu",
+        num_labels=classes,  # pyright: ignore[reportCallIssue]
         attn_implementation="eager",  # pyright: ignore[reportCallIssue]
     )  # fmt: skip
     return ViTForImageClassification(config)
@@ -123,9 +124,9 @@ def look_around(model: nn.Module, width: int, *, sharpness: float = 3.0) -> Tens
     reserved = torch.cat([torch.arange(used) + part * quarter for part in range(4)])
     layers = [m for m in model.modules() if {"q_proj", "k_proj", "v_proj", "o_proj"} <= dict(m.named_children()).keys()]
     for number, layer in enumerate(layers):
-        q, k, v, o = (layer.get_submodule(f"{name}_proj").weight for name in "qkvo")
+        q, k, v, o = (layer.get_parameter(f"{name}_proj.weight") for name in "qkvo")
         for weight in (q, k):
-            weight.zero_()  # pyright: ignore[reportCallIssue]
+            weight.zero_()
         for head, offsets in enumerate(NEIGHBOURS[number % 2]):
             row = head * width // 4
             for axis, offset in enumerate(offsets):
@@ -136,8 +137,8 @@ def look_around(model: nn.Module, width: int, *, sharpness: float = 3.0) -> Tens
                     q[row, sine] = q[row + 1, cosine] = sharpness * angle.cos()
                     q[row, cosine], q[row + 1, sine] = sharpness * angle.sin(), -sharpness * angle.sin()
                     row += 2
-        nn.init.orthogonal_(v, gain=0.6)  # pyright: ignore[reportArgumentType]
-        o.copy_(v.T)  # pyright: ignore[reportCallIssue]
+        nn.init.orthogonal_(v, gain=0.6)
+        o.copy_(v.T)
     for name, weight in model.named_parameters():
         if name.endswith(("o_proj.weight", "fc2.weight", "patch_embeddings.projection.weight", "decoder_embed.weight")):
             weight[reserved] = 0
