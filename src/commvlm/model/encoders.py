@@ -82,6 +82,11 @@ def freeze(encoder: PreTrainedModel) -> PreTrainedModel:
     return encoder.requires_grad_(False).eval()
 
 
+def _adapts(encoder: nn.Module) -> bool:
+    """Whether adapters in it (peft's) learn; its own weights never do."""
+    return any(p.requires_grad and ".lora_" in name for name, p in encoder.named_parameters())
+
+
 def stream_layers(
     encoder: PreTrainedModel,
     pixels: Tensor,
@@ -114,7 +119,7 @@ def stream_layers(
 
     hooks = [blocks[layer - 1].register_forward_hook(hand_over(place)) for place, layer in enumerate(early)]
     try:
-        with torch.set_grad_enabled(learning and any(p.requires_grad for p in encoder.parameters())):
+        with torch.set_grad_enabled(learning and _adapts(encoder)):
             output = encoder(**family.inputs(pixels, encoder.config), return_dict=True, **family.call)
     finally:
         for hook in hooks:
