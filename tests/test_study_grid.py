@@ -217,7 +217,7 @@ TINY = {
 def test_the_whole_study_of_two_rows_and_its_report(tmp_path, scale):
     said = yaml.safe_load(shipped_scales()["micro"].read_text())
     said |= {"name": "tiny", "layers": [8], "seeds": 1, "depths": [1], "ratios": [], "tasks": ["rec", "pope"]}
-    said |= {"world": {"train": 6, "test": 3}, "options": TINY}
+    said |= {"world": {"train": 6, "test": 3}, "options": TINY, "encoders": said["encoders"][:2]}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(said))
     root = tmp_path / "study"
     call = [sys.executable, "-m", "commvlm.cli", "study", "figure-2", "--scale", str(tmp_path / "tiny.yaml")]
