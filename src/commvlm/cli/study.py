@@ -25,7 +25,10 @@ def add_study(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--executor", default="local", choices=("local", "submitit", "ray"), help="where runs are executed"
     )
-    parser.add_argument("--list", action="store_true", help="only print the rows and how many runs they are")
+    parser.add_argument("--gpu", default="h100", help="by which the hours of a scale on real data are counted (h100)")
+    parser.add_argument(
+        "--list", action="store_true", help="only print the rows, how many runs they are and what they cost"
+    )
     parser.add_argument("--report", action="store_true", help="only draw the report from what is done")
 
 
@@ -38,14 +41,14 @@ def _study(options: argparse.Namespace) -> int:
 
     wanted = asked(options.experiments, scale=options.scale, out=options.out, seeds=options.seeds, data=options.data)
     places = Places(wanted.root)
+    console = Console(stderr=True)
     if options.list:
-        print(grid_table(*planned(wanted), places))
+        print(grid_table(*planned(wanted), places, scale=wanted.scale, gpu=options.gpu, console=console))
         return 0
     if options.report:
         print(write_report(places, wanted.scale))
         return 0
-    console = Console(stderr=True)
-    report, failed = study(wanted, jobs=options.jobs, executor=options.executor, console=console)
+    report, failed = study(wanted, jobs=options.jobs, executor=options.executor, console=console, gpu=options.gpu)
     print(report)
     for one in failed:
         console.print(f"failed: {one.run.name}: {one.reason}", style="red", highlight=False, soft_wrap=True)

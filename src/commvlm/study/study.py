@@ -10,7 +10,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ..app.planning import machine
 from ..microworld.writer import write_world
+from .cost import grid_cost
 from .executors import EXECUTORS, worker_command
 from .experiments import experiments_named, rows_of
 from .features import prepare_features, readable
@@ -67,8 +69,10 @@ def _data(asked: Asked) -> Path:
     return write_world(folder, train=world.train, test=world.test, difficulty=world.difficulty).resolve()
 
 
-def study(asked: Asked, *, jobs: int, executor: str, console: Console) -> tuple[Path, list[Failure]]:
+def study(asked: Asked, *, jobs: int, executor: str, console: Console, gpu: str = "h100") -> tuple[Path, list[Failure]]:
     """Runs what has no result yet, and writes the report; returns its path and the runs that failed.
+
+    gpu: by which the cost of a scale on real data is counted and said before anything starts.
 
     Raises ValueError for rows that cannot be run (all of them named, before anything starts), for an executor that there is
     not, and where another process works on the folder.
@@ -78,6 +82,8 @@ def study(asked: Asked, *, jobs: int, executor: str, console: Console) -> tuple[
     with locked(asked.root):
         rows, runs = planned(asked)
         places = Places(asked.root)
+        if asked.scale.world is None:
+            console.print(priced(runs, places, gpu=gpu, console=console), highlight=False, soft_wrap=True)
         _remember(places, rows, runs, asked)
         write_jobs(places, runs)
         costs({row.name: row for row in rows}, asked.root / "costs.json", runs=MEASURED if asked.scale.world else 0)
@@ -115,9 +121,23 @@ def _remember(places: Places, rows: Sequence[Row], runs: Sequence[Run], asked: A
     write_grid(places, runs, facts)
 
 
-def grid_table(rows: Sequence[Row], runs: Sequence[Run], places: Places) -> str:
-    """What would be run, and what is done already."""
+def priced(runs: Sequence[Run], places: Places, *, gpu: str, console: Console) -> str:
+    """The cost of what is not done on GPUs of one kind."""
+    with console.status("counting a training step"):
+        return grid_cost(runs, places, machine(gpu, 1)).table()
+
+
+def grid_table(
+    rows: Sequence[Row], runs: Sequence[Run], places: Places, *, scale: Scale, gpu: str, console: Console
+) -> str:
+    """What would be run, what is done already, and what the rest costs: counted, or from the runs that are done."""
     keys = {run.key for run in runs}
-    done = sum(places.done(key) for key in keys)
-    lines = [f"{row.name}" for row in rows]
-    return "\n".join([*lines, f"{len(rows)} rows, {len(keys)} runs, {done} of them done"])
+    results = [json.loads(places.result(key).read_text(encoding="utf-8")) for key in keys if places.done(key)]
+    counted = f"{len(rows)} rows, {len(keys)} runs, {len(results)} of them done"
+    if scale.world is None:
+        return f"{priced(runs, places, gpu=gpu, console=console)}\n{counted}"
+    if results:
+        each = sum(sum(result["seconds"].values()) for result in results) / len(results)
+        left = len(keys) - len(results)
+        counted += f"; {each:.0f} s a run, so {each * left / 3600:.1f} core-hours are left"
+    return "\n".join([*(row.name for row in rows), counted])

@@ -1,0 +1,83 @@
+"""What a grid costs before it starts: hours of every row, counted as `commvlm plan` counts them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from ..app.planning import ASSUMED, Machine, Planner, StagePlan, Text
+from ..model.cost import inspect_model
+from ..model.spec import build_config
+from ..train.assemble import model_settings
+from ..train.recipe import Model
+from .runs import Places, Run
+
+
+@dataclass(frozen=True)
+class GridCost:
+    """rows: name -> hours of one of its runs, and how many of them are not done. need: bytes of one process at the stage
+    that needs most, of the dearest row. on: the machine."""
+
+    rows: dict[str, tuple[float, int]]
+    need: int
+    on: Machine
+
+    @property
+    def hours(self) -> float:
+        """Of all runs that are not done, one after another."""
+        return sum(hours * left for hours, left in self.rows.values())
+
+    def table(self) -> str:
+        """For people, with what is assumed."""
+        lines = [f"{'row':<34}{'runs left':>10}{'hours each':>12}"]
+        lines += [f"{name:<34}{left:>10}{hours:>12.2f}" for name, (hours, left) in self.rows.items()]
+        left = sum(left for _, left in self.rows.values())
+        where = f"{self.on.count} x {self.on.name}"
+        lines.append(f"{left} runs, {self.hours:,.1f} hours of {where} and evaluation")
+        text = Text()
+        lines.append(
+            ASSUMED.format(
+                efficiency=self.on.efficiency, peak=self.on.peak / 1e12, text=text.front, words=text.words,
+                answer=text.answer,
+            )
+        )  # fmt: skip
+        if self.need > self.on.memory:
+            lines.append(
+                f"a run needs {self.need / 1e9:.0f} GB of one {self.on.name}'s {self.on.memory / 1e9:.0f}: it cannot be "
+                "trained so; `commvlm plan jobs/KEY.yaml` says what would fit"
+            )
+        return "\n".join(lines)
+
+
+def grid_cost(runs: Sequence[Run], places: Places, on: Machine) -> GridCost:
+    """Plans one row of every number of visual tokens; the others differ from it by their visual halves.
+
+    Encoders run forward once an image (not at all where features are read), what is trained of a visual half three times.
+    """
+    unique = {run.key: run for run in runs}.values()
+    left = Counter(run.row.name for run in unique if not places.done(run.key))
+    first = {run.row.name: run for run in reversed(list(unique))}
+    plans: dict[int, tuple[list[StagePlan], float]] = {}
+    rows = {}
+    for name, run in reversed(first.items()):
+        tokens, visual = visual_flops(run.recipe.model, read=run.recipe.train.features is not None)
+        if tokens not in plans:
+            planner = Planner(run.recipe, on)
+            plans[tokens] = [planner.plan(stage) for stage in run.recipe.train.stages], visual
+        stages, base = plans[tokens]
+        speed = on.count * on.peak * on.efficiency
+        more = sum((visual - base) * plan.stage.batch * plan.stage.steps for plan in stages) / speed / 3600
+        rows[name] = (sum(plan.hours for plan in stages) + more, left[name])
+    need = max(plan.memory.total for stages, _ in plans.values() for plan in stages)
+    return GridCost(rows, need, on)
+
+
+def visual_flops(model: Model, *, read: bool) -> tuple[int, float]:
+    """(visual tokens, FLOPs of an image in a training step of the visual half alone). read: features are, no encoder runs."""
+    config = build_config(**model_settings(model))
+    flops: Counter[str] = Counter()
+    for part in inspect_model(config):
+        flops[part.part] += part.flops
+    trained = flops["merge"] + flops["align"] + flops["project"]
+    return config.num_image_tokens, (0 if read else flops["encoders"]) + 3 * trained

@@ -1,0 +1,69 @@
+"""What a grid costs before it starts: against the plan of each row alone."""
+
+import io
+import json
+from dataclasses import replace
+
+import pytest
+from rich.console import Console
+
+from commvlm.app.planning import Planner, machine
+from commvlm.cli import main
+from commvlm.microworld.writer import write_world
+from commvlm.study.cost import grid_cost
+from commvlm.study.experiments import rows_of
+from commvlm.study.runs import Places, runs_of
+from commvlm.study.settings import load_scale
+from commvlm.study.study import asked, grid_table, planned
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    return write_world(tmp_path_factory.mktemp("cost") / "world", train=8, test=4)
+
+
+def test_every_row_costs_what_its_own_plan_says(world, tmp_path):
+    scale = replace(load_scale("micro"), seeds=2)
+    rows = [row for row in rows_of(scale, ["table-1", "peers"]) if row.name in ("clip last", "COMM", "peer mmvp-imof")]
+    runs = runs_of(scale, rows, data=str(world))
+    on = machine("h100", 1)
+    done = Places(tmp_path).result(runs[0].key)
+    done.parent.mkdir(parents=True)
+    done.write_text("{}")
+    cost = grid_cost(runs, Places(tmp_path), on)
+    assert {name: left for name, (_, left) in cost.rows.items()} == {"clip last": 1, "COMM": 2, "peer mmvp-imof": 2}
+    for run in runs[: len(rows)]:
+        planner = Planner(run.recipe, on)
+        alone = sum(planner.plan(stage).hours for stage in run.recipe.train.stages)
+        assert cost.rows[run.row.name][0] == pytest.approx(alone, rel=0.02)
+    assert cost.rows["COMM"][0] > 1.02 * cost.rows["clip last"][0]
+    assert cost.hours == pytest.approx(sum(hours * left for hours, left in cost.rows.values()))
+
+
+def test_a_scale_on_real_data_is_priced_before_anything_starts(world, tmp_path, capsys):
+    text = "name: priced\nrecipe: micro\nencoders:\n  - {name: clip, checkpoint: 'micro:clip'}\n"
+    text += "  - {name: mae, checkpoint: 'micro:mae'}\npair: [clip, mae]\nlayers: [4, 8]\nseeds: 2\n"
+    (tmp_path / "priced.yaml").write_text(text)
+    words = ["study", "figure-2", "--scale", str(tmp_path / "priced.yaml"), "--data", str(world), "--list", "--gpu", "l40s"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "8 runs, " in said and "1 x l40s" in said and "assumed: 40%" in said
+    assert not (tmp_path / "out" / "runs").exists()
+    assert main([*words[:-1], "l4s0", "--out", str(tmp_path / "out")]) == 2
+    assert "l40s" in capsys.readouterr().err
+
+
+def test_what_is_left_of_a_micro_grid_is_reckoned_from_what_is_done(tmp_path):
+    scale = tmp_path / "small.yaml"
+    scale.write_text(
+        "name: small\nrecipe: micro\nencoders: [{name: clip, checkpoint: 'micro:clip'}, {name: mae, checkpoint: 'micro:mae'}]\n"
+        "pair: [clip, mae]\nlayers: [4, 8]\nseeds: 2\nworld: {train: 8, test: 4}\n"
+    )
+    wanted = asked(["figure-2"], scale=str(scale), out=tmp_path / "out", seeds=None, data=None)
+    rows, runs = planned(wanted)
+    places = Places(wanted.root)
+    for key, seconds in ((runs[0].key, 100.0), (runs[1].key, 300.0)):
+        places.result(key).parent.mkdir(parents=True, exist_ok=True)
+        places.result(key).write_text(json.dumps({"seconds": {"train": seconds - 10, "evaluate": 10.0}}))
+    said = grid_table(rows, runs, places, scale=wanted.scale, gpu="h100", console=Console(file=io.StringIO()))
+    assert said.endswith("4 rows, 8 runs, 2 of them done; 200 s a run, so 0.3 core-hours are left")
