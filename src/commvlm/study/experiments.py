@@ -79,7 +79,9 @@ def weights(scale: Scale) -> list[Row]:
     return [*(mfm(scale, given) for given in pair(scale)), comm(scale)]
 
 
+FIGURE_1 = "figure-1"
 EXPERIMENTS: dict[str, Experiment] = {
+    FIGURE_1: Experiment("Figure 1: similarity maps", "What does one patch's token find alike?", lambda scale: []),
     "figure-2": Experiment(
         "Figure 2: one layer at a time", "Which layer serves which task?", figure_2, ("rec", "pope", "reg"), "layer"
     ),
@@ -92,7 +94,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "collapse": Experiment("Deep alignments", "Why do deep MLPs fail?", collapse, ("rec", "pope")),
     "weights": Experiment("Learned layer weights", "Which layers does the model choose?", weights, ("rec", "pope")),
 }
-"""Figure 1 needs no training: it is drawn from the encoders alone (`commvlm probe simmap`)."""
+"""Figure 1 needs no training: it is drawn from the encoders alone."""
 
 
 def experiments_named(names: list[str]) -> dict[str, Experiment]:

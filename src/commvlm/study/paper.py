@@ -46,6 +46,7 @@ PAPER: dict[str, PaperTable] = {
     ),
 }  # fmt: skip
 PAPER_WORDS: dict[str, str] = {
+    "figure-1": "The paper shows one visual token of CLIP and of DINOv2 at blocks 12 and 24.",
     "figure-2": "In the paper REC peaks near block 12 of CLIP's 24, REG near 16 to 18, POPE rises to the last block; "
     "DINOv2's deep blocks are better at REC than CLIP's and worse at POPE.",
     "figure-3": "In the paper LLN-Layerscale over all layers is the best merge of both encoders; Mean(all) is above "

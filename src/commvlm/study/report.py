@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -36,12 +37,13 @@ def write_report(places: Places, scale: Scale) -> Path:
     Raises ValueError where nothing is done yet.
     """
     results = read_results(places)
-    if not results.runs:
+    pictures = sorted(places.figures.glob("figure-1-*.png"))
+    if not results.runs and not pictures:
         raise ValueError(f"{places.root}: no run is done, there is nothing to report; see {places.root / 'logs'}")
     verdicts = judged(claims_of(scale), results.estimates)
     sections = [_section(name, scale, results, places) for name in results.grid["experiments"]]
     table = verdicts_of("What the paper claims, and controls", verdicts)
-    tables = {section["name"]: section["table"] for section in sections} | {"claims": table}
+    tables = {section["name"]: section["table"] for section in sections if section["table"].rows} | {"claims": table}
     for name, found in tables.items():
         _write(places.root / "tables" / f"{name}.md", markdown(found))
         _write(places.root / "tables" / f"{name}.tex", latex(found))
@@ -62,7 +64,8 @@ def write_report(places: Places, scale: Scale) -> Path:
             words=BRANCHES,
             shown=_gallery(places, results, comm(scale).name),
             receipts=_receipts(results),
-            versions=next(iter(results.runs.values()))["versions"],
+            pictures=[_inline(path) for path in pictures],
+            versions=next((result["versions"] for result in results.runs.values()), {}),
         )
     )
     return _write(places.root / "report.html", page)
@@ -180,6 +183,11 @@ def _receipts(results: Results) -> list[dict[str, Any]]:
         for name in results.rows
         for seed, result in sorted(results.of_row(name).items())
     ]
+
+
+def _inline(picture: Path) -> str:
+    """A PNG as an address that holds it."""
+    return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode("ascii")
 
 
 def _write(path: Path, text: str) -> Path:

@@ -38,9 +38,14 @@ class Run:
 
 @dataclass(frozen=True)
 class Places:
-    """Where a study keeps what it makes: jobs/KEY.yaml, runs/KEY/, results/KEY.json, logs/KEY.txt, features/."""
+    """Where a study keeps what it makes: jobs/KEY.yaml, runs/KEY/, results/KEY.json, logs/KEY.txt, features/, figures/."""
 
     root: Path
+
+    @property
+    def figures(self) -> Path:
+        """Pictures that are drawn once."""
+        return self.root / "figures"
 
     def job(self, key: str) -> Path:
         return self.root / "jobs" / f"{key}.yaml"

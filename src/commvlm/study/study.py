@@ -14,8 +14,9 @@ from ..app.planning import machine
 from ..microworld.writer import write_world
 from .cost import grid_cost
 from .executors import EXECUTORS, worker_command
-from .experiments import experiments_named, rows_of
+from .experiments import FIGURE_1, experiments_named, rows_of
 from .features import prepare_features, readable
+from .maps import draw_figure_1
 from .report import write_report
 from .results import costs
 from .rows import Row
@@ -82,10 +83,12 @@ def study(asked: Asked, *, jobs: int, executor: str, console: Console, gpu: str 
     with locked(asked.root):
         rows, runs = planned(asked)
         places = Places(asked.root)
-        if asked.scale.world is None:
+        if asked.scale.world is None and runs:
             console.print(priced(runs, places, gpu=gpu, console=console), highlight=False, soft_wrap=True)
         _remember(places, rows, runs, asked)
         write_jobs(places, runs)
+        if FIGURE_1 in experiments_named(list(asked.names)):
+            draw_figure_1(asked.scale, _data(asked), places.figures)
         costs({row.name: row for row in rows}, asked.root / "costs.json", runs=MEASURED if asked.scale.world else 0)
         if asked.scale.features is not None:
             prepare_features(places, runs, kept=asked.scale.features)
@@ -117,7 +120,7 @@ def _remember(places: Places, rows: Sequence[Row], runs: Sequence[Run], asked: A
         names = [*kept["experiments"], *facts["experiments"]]
         facts["experiments"] = list(dict.fromkeys(names))
         every = rows_of(scale, facts["experiments"])
-        runs = runs_of(scale, every, data=runs[0].recipe.data.root)
+        runs = runs_of(scale, every, data=str(_data(asked)))
     write_grid(places, runs, facts)
 
 
