@@ -229,7 +229,7 @@ def test_the_whole_study_of_two_rows_and_its_report(tmp_path, scale):
     assert "http" not in page.replace("http://www.w3.org", "")
     results = json.loads((root / "results.json").read_text())
     assert results["runs"] == 2
-    assert {"clip 8", "dinov2 8"} == set(results["rows"])
+    assert {f"{name} 8" for name in said["pair"]} == set(results["rows"])
     line = (root / "results.csv").read_text().splitlines()[1].split(",")
     key = line[2]
     assert json.loads((root / "results" / f"{key}.json").read_text())["scores"]["rec"]["n"] > 0
