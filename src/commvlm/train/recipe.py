@@ -140,12 +140,12 @@ class Train:
     "shared-prefix", "flex_attention", or "packed" for whichever of them suits the machine. save_every, log_every: in
     steps. visual_scale: size of the visual tokens at the start, as a multiple of the word embeddings', once their mean is
     taken out; None leaves the projection as it is initialised. features: a folder that `commvlm probe features` made of
-    this recipe; its features are read in training, and no encoder is run. engine: how several processes share the work: "ddp" (each
-    has the whole
-    model), "fsdp" (each has a part of every weight), "zero2" or "zero3" (DeepSpeed's, extra `deepspeed`). checkpointing:
-    computes activations again in the backward pass in place of keeping them. compile: parts that torch.compile compiles
-    (encoders, merge, align, project, language_model). start: a run or a saved model whose weights the first stage starts
-    from, in place of the parts' own. report_to: "tensorboard", "trackio", "wandb" (extra `track`), beside log.jsonl."""
+    this recipe; its features are read in training, and no encoder is run. engine: how several processes share the work:
+    "ddp" (each has the whole model), "fsdp" (each has a part of every weight), "zero2" or "zero3" (DeepSpeed's, extra
+    `deepspeed`). checkpointing: computes activations again in the backward pass in place of keeping them. compile: parts
+    that torch.compile compiles (encoders, merge, align, project, language_model). start: a run or a saved model whose
+    weights the first stage starts from, in place of the parts' own. report_to: "tensorboard", "trackio", "wandb" (extra
+    `track`), beside log.jsonl."""
 
     stages: list[Stage] = field(default_factory=list)
     seed: int = 0
