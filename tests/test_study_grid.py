@@ -236,8 +236,15 @@ def test_the_whole_study_of_two_rows_and_its_report(tmp_path, scale):
     assert not (root / "runs" / key / "model").exists()
     assert (root / "runs" / key / "receipts" / "rec.json").is_file()
     stamp = (root / "results" / f"{key}.json").stat().st_mtime_ns
-    again = subprocess.run([*call, "--report"], capture_output=True, text=True, timeout=280)
+    into = tmp_path / "findings.md"
+    into.write_text("# Ours\n<!-- study: begin -->\nold\n<!-- study: end -->\nlast\n")
+    again = subprocess.run([*call, "--report", "--into", str(into)], capture_output=True, text=True, timeout=280)
     assert again.returncode == 0
+    told = into.read_text()
+    assert told.startswith("# Ours\n<!-- study: begin -->\nScale tiny: 6 training and 3 test scenes; 2 runs")
+    assert f"| {said['pair'][0]} 8 | 1 | " in told
+    assert told.endswith("<!-- study: end -->\nlast\n")
+    assert "old" not in told
     assert (root / "results" / f"{key}.json").stat().st_mtime_ns == stamp
     other = subprocess.run([*call[:4], "figure-9"], capture_output=True, text=True, timeout=100)
     assert other.returncode == 2

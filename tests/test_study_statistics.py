@@ -100,9 +100,15 @@ def test_rows_that_are_all_blind_decide_nothing():
     level = Claim("F2", "level", "pope", {"a": 1, "b": -1}, "level")
     above = Claim("F5", "c above a", "pope", {"c": 1, "a": -1})
     absent = Claim("F5", "not run", "pope", {"c": 1, "d": -1})
-    first, second = judged([level, above, absent], {"pope": rows})
+    first, second = judged([level, above, absent], {"pope": rows}, dict.fromkeys(rows, 3))
     assert (first.word, first.floor) == ("undecided", True)
     assert (second.word, second.floor) == ("holds", False)
+
+
+def test_one_seed_decides_nothing():
+    rows = {"a": about(50, 0.1), "c": about(60, 0.1)}
+    (verdict,) = judged([Claim("F5", "c above a", "pope", {"c": 1, "a": -1})], {"pope": rows}, {"a": 3, "c": 1})
+    assert (verdict.word, verdict.seeds, verdict.why) == ("undecided", 1, "one seed")
 
 
 def test_a_difference_of_differences_is_taken_draw_by_draw():

@@ -17,6 +17,7 @@ from ..probe.curves import Probe
 from ..probe.findings import as_markdown, findings
 from ..probe.tasks import METRICS, TITLES
 from ..probe.trained import read_trained
+from .marks import write_between
 from .probe_charts import curves_chart
 
 TRAINED = "trained.json"
@@ -62,16 +63,8 @@ def write_probe_report(out: Path) -> Path:
 
 
 def write_into(page: Path, out: Path) -> None:
-    """Puts OUT's findings between the two marks of a Markdown page, in place of what is there. Raises ValueError without
-    them."""
-    begin, end = (f"<!-- probe: {word} -->\n" for word in ("begin", "end"))
-    text = page.read_text(encoding="utf-8")
-    if text.count(begin) != 1 or text.count(end) != 1:
-        raise ValueError(f"{page}: needs the lines {begin.strip()} and {end.strip()}, between which the findings go")
-    head, _, rest = text.partition(begin)
-    part = page.with_suffix(".part")
-    part.write_text(f"{head}{begin}{as_markdown(Probe(out))}{end}{rest.partition(end)[2]}", encoding="utf-8")
-    os.replace(part, page)
+    """Puts OUT's findings between the page's two marks. Raises ValueError without them."""
+    write_between(page, "probe", as_markdown(Probe(out)))
 
 
 def agreements(probe: Probe, trained: Path, *, head: str = "mlp") -> dict[str, Agreement]:

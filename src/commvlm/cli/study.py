@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .command import add_command, count
+
+if TYPE_CHECKING:
+    from ..study.runs import Places
+    from ..study.settings import Scale
 
 EXAMPLES = """  commvlm study figure-2 --scale quick
   commvlm study all --scale micro --seeds 3 --jobs 2
   commvlm study table-1 controls --scale analysis --data DIR --list
-  commvlm study all --scale micro --report          # only draws the report anew"""
+  commvlm study all --scale micro --report          # only draws the report anew
+  commvlm study all --scale micro --report --into docs/findings.md"""
 
 
 def add_study(commands: argparse._SubParsersAction) -> None:
@@ -30,6 +36,7 @@ def add_study(commands: argparse._SubParsersAction) -> None:
         "--list", action="store_true", help="only print the rows, how many runs they are and what they cost"
     )
     parser.add_argument("--report", action="store_true", help="only draw the report from what is done")
+    parser.add_argument("--into", type=Path, help="a Markdown page between whose marks the findings are put, too")
 
 
 def _study(options: argparse.Namespace) -> int:
@@ -47,9 +54,18 @@ def _study(options: argparse.Namespace) -> int:
         return 0
     if options.report:
         print(write_report(places, wanted.scale))
+        _tell(options.into, places, wanted.scale)
         return 0
     report, failed = study(wanted, jobs=options.jobs, executor=options.executor, console=console, gpu=options.gpu)
     print(report)
+    _tell(options.into, places, wanted.scale)
     for one in failed:
         console.print(f"failed: {one.run.name}: {one.reason}", style="red", highlight=False, soft_wrap=True)
     return 1 if failed else 0
+
+
+def _tell(page: Path | None, places: Places, scale: Scale) -> None:
+    from ..study.findings import write_findings
+
+    if page is not None:
+        write_findings(page, places, scale)

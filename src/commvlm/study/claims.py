@@ -43,13 +43,20 @@ class Claim:
 @dataclass(frozen=True)
 class Verdict:
     """estimate: of the difference, in points. word: "holds", "reversed" or "undecided". adjusted: Holm's p among all claims
-    that were tested. floor: whether none of its rows is above the blind one; then nothing is decided."""
+    that were tested. seeds: the fewest that one of its rows has; with one, whose interval knows nothing of other seeds,
+    nothing is decided. floor: whether none of its rows is above the blind one; then nothing is decided either."""
 
     claim: Claim
     estimate: Estimate
     word: str
     adjusted: float
+    seeds: int
     floor: bool = False
+
+    @property
+    def why(self) -> str:
+        """Why nothing is decided whatever the interval, or nothing."""
+        return "one seed" if self.seeds == 1 else "all at the blind level" if self.floor else ""
 
 
 def difference(estimates: Mapping[str, Estimate], terms: Mapping[str, float]) -> Estimate:
@@ -72,8 +79,10 @@ def word(estimate: Estimate, expect: Expect) -> str:
     return "holds" if low > 0 else "reversed" if high < 0 else "undecided"
 
 
-def judged(claims: Sequence[Claim], estimates: Mapping[str, Mapping[str, Estimate]]) -> list[Verdict]:
-    """estimates: task -> row -> estimate. Claims whose rows were not all run are left out."""
+def judged(
+    claims: Sequence[Claim], estimates: Mapping[str, Mapping[str, Estimate]], seeds: Mapping[str, int]
+) -> list[Verdict]:
+    """estimates: task -> row -> estimate. seeds: row -> how many. Claims whose rows were not all run are left out."""
     found = {}
     for k, claim in enumerate(claims):
         rows = estimates.get(claim.task, {})
@@ -83,8 +92,9 @@ def judged(claims: Sequence[Claim], estimates: Mapping[str, Mapping[str, Estimat
     verdicts = []
     for k, estimate in found.items():
         floor = not _sees(claims[k], estimates[claims[k].task])
-        said = "undecided" if floor else word(estimate, claims[k].expect)
-        verdicts.append(Verdict(claims[k], estimate, said, adjusted[str(k)], floor))
+        fewest = min(seeds[name] for name in claims[k].terms)
+        said = "undecided" if floor or fewest == 1 else word(estimate, claims[k].expect)
+        verdicts.append(Verdict(claims[k], estimate, said, adjusted[str(k)], fewest, floor))
     return verdicts
 
 

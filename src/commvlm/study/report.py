@@ -40,7 +40,7 @@ def write_report(places: Places, scale: Scale) -> Path:
     pictures = sorted(places.figures.glob("figure-1-*.png"))
     if not results.runs and not pictures:
         raise ValueError(f"{places.root}: no run is done, there is nothing to report; see {places.root / 'logs'}")
-    verdicts = judged(claims_of(scale), results.estimates)
+    verdicts = verdicts_on(scale, results)
     sections = [_section(name, scale, results, places) for name in results.grid["experiments"]]
     table = verdicts_of("What the paper claims, and controls", verdicts)
     tables = {section["name"]: section["table"] for section in sections if section["table"].rows} | {"claims": table}
@@ -69,6 +69,11 @@ def write_report(places: Places, scale: Scale) -> Path:
         )
     )
     return _write(places.root / "report.html", page)
+
+
+def verdicts_on(scale: Scale, results: Results) -> list[Verdict]:
+    """What the scale's claims come to, with the rows that are done."""
+    return judged(claims_of(scale), results.estimates, {name: results.seeds(name) for name in results.rows})
 
 
 def _environment() -> Environment:
@@ -106,10 +111,17 @@ def _section(name: str, scale: Scale, results: Results, places: Places) -> dict[
         "name": name,
         "experiment": experiment,
         "table": scores_of(experiment.title, rows, tasks, results, taken),
-        "chart": Markup(_chart(name, experiment, rows, tasks, results)),
+        "chart": Markup(_saved(_chart(name, experiment, rows, tasks, results), places.figures / f"{name}.svg")),
         "paper": PAPER.get(name),
         "words": PAPER_WORDS.get(name, ""),
     }
+
+
+def _saved(chart: str, path: Path) -> str:
+    """The chart, kept as a file of its own, too."""
+    if chart:
+        _write(path, chart)
+    return chart
 
 
 def _chart(name: str, experiment: Experiment, rows: Sequence[Row], tasks: Sequence[str], results: Results) -> str:

@@ -1,0 +1,69 @@
+"""The study's verdicts and rows as a part of a Markdown page, finding by finding, each with its command."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from ..app.marks import write_between
+from .claims import F, Verdict
+from .report import verdicts_on
+from .results import Results, read_results
+from .runs import Places
+from .settings import Scale
+from .tables import TITLES, cell
+
+COMMANDS = {
+    "F1": "figure-2", "F2": "table-1 table-6 controls", "F3": "figure-3", "F4": "table-7 figure-2", "F5": "table-1",
+    "C": "controls",
+}  # fmt: skip
+"""Finding -> the experiments that have its rows."""
+
+
+def write_findings(page: Path, places: Places, scale: Scale) -> None:
+    """Puts the study's findings between the page's marks `<!-- study: begin -->` and `<!-- study: end -->`.
+
+    Raises ValueError without them, or where nothing is done.
+    """
+    results = read_results(places)
+    if not results.runs:
+        raise ValueError(f"{places.root}: no run is done, there is nothing to say")
+    write_between(page, "study", as_markdown(scale, results, verdicts_on(scale, results)))
+
+
+def as_markdown(scale: Scale, results: Results, verdicts: Sequence[Verdict]) -> str:
+    """Facts of the study, a table of claims per finding, and every row's scores."""
+    world, runs = results.grid["world"], results.runs.values()
+    hours = sum(sum(run["seconds"].values()) for run in runs) / 3600
+    made = f"{world['train']:,} training and {world['test']:,} test scenes; " if world else ""
+    parts = [
+        f"Scale {scale.name}: {made}{len(results.runs)} runs, {hours:.1f} core-hours; steps, data and questions equal for "
+        "every row. Differences in points (CIDEr times 100) with 95 % intervals over seeds and images, paired; "
+        f"p is Holm's over all {len(verdicts)} claims.\n"
+    ]
+    for name, title in F.items():
+        own = [verdict for verdict in verdicts if verdict.claim.finding == name]
+        if own:
+            command = f"commvlm study {COMMANDS[name]} --scale {scale.name}"
+            parts.append(f"**{'' if name == 'C' else f'{name}. '}{title}** (`{command}`)\n")
+            parts.append(_claims(own))
+    return "\n".join([*parts, "Every row that is done, mean over seeds:\n", _rows(results)])
+
+
+def _claims(verdicts: Sequence[Verdict]) -> str:
+    lines = ["| claim | task | difference | seeds | p | verdict |", "|---|---|---|---|---|---|"]
+    for v in verdicts:
+        said = f"**{v.word}**" + (f" ({v.why})" if v.why else "")
+        task = TITLES.get(v.claim.task, v.claim.task)
+        lines.append(f"| {v.claim.says} | {task} | {cell(v.estimate)} | {v.seeds} | {v.adjusted:.3f} | {said} |")
+    return "\n".join([*lines, ""])
+
+
+def _rows(results: Results) -> str:
+    tasks = [task for task in TITLES if task in results.estimates]
+    lines = ["| row | seeds | " + " | ".join(TITLES[task] for task in tasks) + " |", "|---|---|" + "---|" * len(tasks)]
+    for name in results.rows:
+        if results.seeds(name):
+            cells = " | ".join(cell(results.estimates[task].get(name)) for task in tasks)
+            lines.append(f"| {name} | {results.seeds(name)} | {cells} |")
+    return "\n".join([*lines, ""])
