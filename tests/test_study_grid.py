@@ -23,6 +23,7 @@ from commvlm.study.rows import Row, encoder
 from commvlm.study.runs import Places, runs_of
 from commvlm.study.schedule import go_over, locked
 from commvlm.study.settings import Scale, load_scale, shipped_scales
+from commvlm.study.study import Asked, planned, remember
 from commvlm.train.assemble import located, model_settings
 
 QUIET = Console(file=io.StringIO())
@@ -171,6 +172,19 @@ def test_what_is_done_is_not_done_again(few, tmp_path):
 
     assert not go_over([*few, *few], places, EXECUTORS["local"](tmp_path), jobs=3, command=command, console=QUIET)
     assert asked == [run.key for run in few[1:]]
+
+
+def test_a_call_with_fewer_seeds_or_experiments_forgets_nothing(scale, world, tmp_path):
+    scale = replace(scale, world=None)
+    places, seen = Places(tmp_path), []
+    for names, seeds in ((["table-1"], 2), (["weights"], 1)):
+        wanted = Asked(names, replace(scale, seeds=seeds), tmp_path, world)
+        rows, runs = planned(wanted)
+        remember(places, rows, runs, wanted)
+        seen.append(json.loads((tmp_path / "grid.json").read_text()))
+    assert seen[1]["experiments"] == ["table-1", "weights"]
+    assert seen[1]["rows"] == seen[0]["rows"]
+    assert {len(row["runs"]) for row in seen[1]["rows"].values()} == {2}
 
 
 def test_two_processes_on_one_folder_are_told(tmp_path):

@@ -85,7 +85,7 @@ def study(asked: Asked, *, jobs: int, executor: str, console: Console, gpu: str 
         places = Places(asked.root)
         if asked.scale.world is None and runs:
             console.print(priced(runs, places, gpu=gpu, console=console), highlight=False, soft_wrap=True)
-        _remember(places, rows, runs, asked)
+        remember(places, rows, runs, asked)
         write_jobs(places, runs)
         if FIGURE_1 in experiments_named(list(asked.names)):
             draw_figure_1(asked.scale, _data(asked), places.figures)
@@ -101,8 +101,8 @@ def study(asked: Asked, *, jobs: int, executor: str, console: Console, gpu: str 
         return write_report(places, asked.scale), failed
 
 
-def _remember(places: Places, rows: Sequence[Row], runs: Sequence[Run], asked: Asked) -> None:
-    """grid.json, with the rows and experiments of earlier calls on this folder kept.
+def remember(places: Places, rows: Sequence[Row], runs: Sequence[Run], asked: Asked) -> None:
+    """grid.json, with the rows, experiments and seeds of earlier calls on this folder kept.
 
     Raises ValueError where the folder is another scale's.
     """
@@ -120,7 +120,8 @@ def _remember(places: Places, rows: Sequence[Row], runs: Sequence[Run], asked: A
         names = [*kept["experiments"], *facts["experiments"]]
         facts["experiments"] = list(dict.fromkeys(names))
         every = rows_of(scale, facts["experiments"])
-        runs = runs_of(scale, every, data=str(_data(asked)))
+        seeds = max([scale.seeds, *(len(row["runs"]) for row in kept["rows"].values())])
+        runs = runs_of(replace(scale, seeds=seeds), every, data=str(_data(asked)))
     write_grid(places, runs, facts)
 
 
