@@ -20,7 +20,7 @@ from commvlm.study.controls import scaled
 from commvlm.study.executors import EXECUTORS
 from commvlm.study.experiments import EXPERIMENTS, experiments_named, rows_of
 from commvlm.study.rows import Row, encoder
-from commvlm.study.runs import Places, runs_of
+from commvlm.study.runs import Places, runs_of, write_jobs
 from commvlm.study.schedule import go_over, locked
 from commvlm.study.settings import Scale, load_scale, shipped_scales
 from commvlm.study.study import Asked, planned, remember
@@ -172,6 +172,21 @@ def test_what_is_done_is_not_done_again(few, tmp_path):
 
     assert not go_over([*few, *few], places, EXECUTORS["local"](tmp_path), jobs=3, command=command, console=QUIET)
     assert asked == [run.key for run in few[1:]]
+
+
+def test_a_full_disk_ends_the_grid_and_is_told(few, tmp_path):
+    """The workers may write files of 4 KB at most, which a disk that is full looks like."""
+    said, places = io.StringIO(), Places(tmp_path)
+    write_jobs(places, few)
+    limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
+    start = "from commvlm.study.worker import main; sys.exit(main(sys.argv[1:]))"
+    command = lambda key: [sys.executable, "-c", limit + start, str(tmp_path), key, "rec", "drop"]  # noqa: E731
+    console = Console(file=said, width=300)
+    failed = go_over(few, places, EXECUTORS["local"](tmp_path), jobs=1, command=command, console=console)
+    assert [one.run.key for one in failed] == [few[0].key]
+    assert f"{tmp_path}" in failed[0].reason
+    assert "the disk is full; free some space and run the same command again" in failed[0].reason
+    assert "the disk is full: 3 runs are not started" in said.getvalue()
 
 
 def test_a_call_with_fewer_seeds_or_experiments_forgets_nothing(scale, world, tmp_path):

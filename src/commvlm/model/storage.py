@@ -10,6 +10,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError
 
+SAID = "the disk is full"
+"""In every error that is told for want of space."""
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -21,7 +23,7 @@ def writing(folder: Path) -> Iterator[None]:
     except (OSError, SafetensorError, RuntimeError) as error:
         if not _is_full(error):
             raise
-        reason = f"{folder}: the disk is full; free some space and run the same command again"
+        reason = f"{folder}: {SAID}; free some space and run the same command again"
         raise OSError(errno.ENOSPC, reason) from error
 
 

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from ..model.storage import SAID
 from ..train.recipe import Recipe
 from .executors import Executor, Job
 from .runs import Places, Run
@@ -60,7 +61,8 @@ def go_over(
     runs: Sequence[Run], places: Places, executor: Executor, *, jobs: int, command: Callable[[str], Sequence[str]],
     console: Console,
 ) -> list[Failure]:  # fmt: skip
-    """Executes what has no result yet, at most `jobs` at once; returns those that failed. Runs of one key are one.
+    """Executes what has no result yet, at most `jobs` at once; returns those that failed. Runs of one key are one. After one
+    that found the disk full no other is started.
 
     command: a run's key -> what makes its result. What is still going on when this is interrupted is ended.
     """
@@ -87,6 +89,9 @@ def go_over(
                     if not places.done(one.run.key):
                         failed.append(Failure(one.run, _last_line(places.log(one.run.key), code)))
                         console.print(f"failed: {one.run.name}: {failed[-1].reason}", style="red", highlight=False)
+                        if SAID in failed[-1].reason and waiting:
+                            console.print(f"{SAID}: {len(waiting)} runs are not started", style="red", highlight=False)
+                            waiting.clear()
                     progress.advance(bar)
                 shares = [share_done(places.run(one.run.key), one.run.recipe) for one in active]
                 names = ", ".join(f"{one.run.name} {share:.0%}" for one, share in zip(active, shares, strict=True))

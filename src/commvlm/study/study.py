@@ -12,6 +12,7 @@ from rich.console import Console
 
 from ..app.planning import machine
 from ..microworld.writer import write_world
+from ..model.storage import writing
 from .cost import grid_cost
 from .executors import EXECUTORS, worker_command
 from .experiments import FIGURE_1, experiments_named, rows_of
@@ -76,11 +77,11 @@ def study(asked: Asked, *, jobs: int, executor: str, console: Console, gpu: str 
     gpu: by which the cost of a scale on real data is counted and said before anything starts.
 
     Raises ValueError for rows that cannot be run (all of them named, before anything starts), for an executor that there is
-    not, and where another process works on the folder.
+    not, and where another process works on the folder; OSError when the disk is full.
     """
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}: at least one run must be able to go on")
-    with locked(asked.root):
+    with locked(asked.root), writing(asked.root):
         rows, runs = planned(asked)
         places = Places(asked.root)
         if asked.scale.world is None and runs:

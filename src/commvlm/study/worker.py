@@ -13,6 +13,7 @@ from ..app.evaluation import evaluate
 from ..evaluate.predictions import read_predictions
 from ..evaluate.receipts import versions, write_json
 from ..evaluate.run import score
+from ..model.storage import writing
 from ..train.recipe import Recipe, load_recipe
 from ..train.run import train
 from .alignments import alignment_facts
@@ -74,7 +75,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """FOLDER KEY TASKS KEEP -> exit code; a fault is one line on stderr."""
     root, key, tasks, keep = sys.argv[1:] if argv is None else argv
     try:
-        work(Places(Path(root)), key, tasks=[name for name in tasks.split(",") if name], keep=keep == "keep")
+        with writing(Path(root)):
+            work(Places(Path(root)), key, tasks=[name for name in tasks.split(",") if name], keep=keep == "keep")
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
