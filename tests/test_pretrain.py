@@ -65,7 +65,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(part, tmp_path, monkeypatch):
     a, b = weights(tmp_path / "straight"), weights(tmp_path / "stopped")
     assert all(torch.equal(a[name], b[name]) for name in a)
     facts = json.loads((folder / "pretraining.json").read_text())
-    assert facts["updates"] == 4
+    assert (facts["updates"], facts["seed"]) == (4, 0)
     with pytest.raises(ValueError, match="choose another folder"):
         start(part, tmp_path / "stopped", 5)
 

@@ -39,6 +39,7 @@ def add_microworld(commands: argparse._SubParsersAction) -> None:
     pretrain.add_argument(
         "--scenes", type=count, help="scenes that an encoder learns from (40,000; the LM draws new ones)"
     )
+    pretrain.add_argument("--seed", type=int, help="of weights and draws (0, as shipped)")
     pretrain.add_argument("--minutes", type=float, help="stop after so many; the next call goes on")
     card = add_command(
         inner, "card", _card, "score a pretrained part beside its random twin and write its card",
@@ -56,7 +57,7 @@ def _write(options: argparse.Namespace) -> None:
 def _pretrain(options: argparse.Namespace) -> None:
     from ..microworld.pretrain.run import pretrain
 
-    limits = {"updates": options.updates, "scenes": options.scenes, "minutes": options.minutes}
+    limits = {"updates": options.updates, "scenes": options.scenes, "seed": options.seed, "minutes": options.minutes}
     print(pretrain(options.which, options.out, cache=options.cache, **limits))
 
 
