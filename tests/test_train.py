@@ -353,7 +353,7 @@ class TestStages:
             stage_mixture(replace(recipe.train.stages[0], weights={"recc": 1}), recipe.data, examples, seed=0)
 
     @pytest.mark.parametrize("micro", [4, 1])
-    def test_visual_tokens_start_centred_and_as_large_as_asked(self, small, tmp_path, micro):
+    def test_visual_tokens_start_as_large_as_asked(self, small, tmp_path, micro):
         """The merges' rate is 0, so the run ends with the model it starts with, but for the factor."""
         stages = one_stage(trains={"merge": 0.0}, micro_batch=micro)
         recipe = small("--train.visual_scale", "3", "--train.precision", "fp32", stages=stages)
@@ -369,7 +369,6 @@ class TestStages:
             tokens = torch.cat(model.get_image_features(rows, return_dict=True).pooler_output)
             words = model.get_input_embeddings().weight.detach()
         assert float(tokens.pow(2).mean().sqrt() / words.pow(2).mean().sqrt()) == pytest.approx(3, rel=1e-4)
-        assert float(tokens.mean(0).abs().max()) < 1e-4 * float(tokens.std())
         changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
         assert changed == {name for name in before if "multi_modal_projector" in name}
 

@@ -18,7 +18,7 @@ from ..train.run import check
 from .rows import Row
 from .settings import Scale
 
-FORMAT = 2
+FORMAT = 1
 """Counted up when a run's result would be another one for the same recipe."""
 
 

@@ -138,14 +138,13 @@ class Train:
     """attention: of the language model: over padded rows "sdpa", "eager", or "auto", which is FlashAttention 2 where its
     package and a GPU are (extra `gpu`, data.group 1) and "sdpa" elsewhere; over packed rows, which are not padded,
     "shared-prefix", "flex_attention", or "packed" for whichever of them suits the machine. save_every, log_every: in
-    steps. visual_scale: size of the visual tokens at the start, as a multiple of the word embeddings', once their mean is
-    taken out; None leaves the projection as it is initialised. features: a folder that `commvlm probe features` made of
-    this recipe; its features are read in training, and no encoder is run. engine: how several processes share the work:
-    "ddp" (each has the whole model), "fsdp" (each has a part of every weight), "zero2" or "zero3" (DeepSpeed's, extra
-    `deepspeed`). checkpointing: computes activations again in the backward pass in place of keeping them. compile: parts
-    that torch.compile compiles (encoders, merge, align, project, language_model). start: a run or a saved model whose
-    weights the first stage starts from, in place of the parts' own. report_to: "tensorboard", "trackio", "wandb" (extra
-    `track`), beside log.jsonl."""
+    steps. visual_scale: size of the visual tokens at the start, as a multiple of the word embeddings'; None leaves the
+    projection as it is initialised. features: a folder that `commvlm probe features` made of this recipe; its features
+    are read in training, and no encoder is run. engine: how several processes share the work: "ddp" (each has the whole
+    model), "fsdp" (each has a part of every weight), "zero2" or "zero3" (DeepSpeed's, extra `deepspeed`). checkpointing:
+    computes activations again in the backward pass in place of keeping them. compile: parts that torch.compile compiles
+    (encoders, merge, align, project, language_model). start: a run or a saved model whose weights the first stage starts
+    from, in place of the parts' own. report_to: "tensorboard", "trackio", "wandb" (extra `track`), beside log.jsonl."""
 
     stages: list[Stage] = field(default_factory=list)
     seed: int = 0
