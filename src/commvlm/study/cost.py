@@ -34,7 +34,7 @@ class GridCost:
         lines += [f"{name:<34}{left:>10}{hours:>12.2f}" for name, (hours, left) in self.rows.items()]
         left = sum(left for _, left in self.rows.values())
         where = f"{self.on.count} x {self.on.name}"
-        lines.append(f"{left} runs, {self.hours:,.1f} hours of {where} and evaluation")
+        lines.append(f"{left} runs, {self.hours:,.1f} hours of {where}, evaluation not counted")
         text = Text()
         lines.append(
             ASSUMED.format(
