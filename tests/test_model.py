@@ -209,6 +209,17 @@ def test_text_alone_goes_through(model):
     torch.testing.assert_close(model(input_ids=ids).logits, bare)
 
 
+def test_training_keeps_no_cache_and_answering_does(root):
+    model = comm(root)
+    asked = {"input_ids": prompt(model), "pixel_values": pixels(model)}
+    kept = model.eval()(**asked)
+    assert kept.past_key_values.get_seq_length() == asked["input_ids"].shape[1]
+    trained = model.train()(**asked)
+    assert trained.past_key_values is None
+    torch.testing.assert_close(trained.logits, kept.logits)
+    assert model(**asked, use_cache=True).past_key_values is not None
+
+
 def test_gradient_checkpointing_changes_no_gradient(root):
     gradients = []
     for checkpointing in (False, True):

@@ -120,6 +120,7 @@ def _tail(prefix: int, branches: list[int], device: torch.device, dtype: torch.d
     return Tail(sum(branches), scores)
 
 
+@torch.compiler.disable  # its loop over pieces would be compiled anew for every batch
 def shared_prefix_attention(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
     *, scaling: float, pieces: Sequence[Piece] | None = None, dropout: float = 0.0, **kwargs: object,

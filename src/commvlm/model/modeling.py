@@ -159,6 +159,10 @@ class CommModel(CommPreTrainedModel):
             embeds = self.write_images(embeds, input_ids, features)
         if segments is not None:
             attention_mask, kwargs["pieces"] = self._packed(segments, embeds)
+        if (
+            self.training and past_key_values is None
+        ):  # a cache that nobody reads would copy every layer's keys and values
+            kwargs.setdefault("use_cache", False)
         output = self.language_model(
             attention_mask=self._additive(attention_mask, embeds),
             position_ids=position_ids,

@@ -68,7 +68,7 @@ def run_stage(
     model.train()
     for part in recipe.train.compile:
         for module in compiled(model, part):
-            module.compile()
+            module.compile(dynamic=True)
     try:
         trainer.train(resume_from_checkpoint=str(found[-1]) if found else None)
     finally:
@@ -168,8 +168,10 @@ def attention(recipe: Recipe) -> str:
 
 
 def compiled(model: CommForConditionalGeneration, part: str) -> list[nn.Module]:
-    """The modules of a part that are compiled, each in its place, so that names of weights stay."""
-    return [m for m in model.parts()[part].children() if any(True for _ in m.parameters())]  # type: ignore[union-attr]
+    """The modules of a part that are compiled, each in its place, so that names of weights stay: a transformer's blocks,
+    which are alike and share what is compiled, or else what the part consists of."""
+    blocks = [m for m in model.parts()[part].modules() if type(m).__name__ in (model._no_split_modules or ())]
+    return blocks or [m for m in model.parts()[part].children() if any(True for _ in m.parameters())]
 
 
 def shared_out(stage: Stage, count: int) -> tuple[int, int]:
