@@ -20,7 +20,7 @@ from commvlm.study.controls import scaled
 from commvlm.study.executors import EXECUTORS
 from commvlm.study.experiments import EXPERIMENTS, experiments_named, rows_of
 from commvlm.study.rows import Row, encoder
-from commvlm.study.runs import Places, runs_of, write_jobs
+from commvlm.study.runs import Places, runs_of, weights_hash, write_jobs
 from commvlm.study.schedule import go_over, locked
 from commvlm.study.settings import Scale, load_scale, shipped_scales
 from commvlm.study.study import Asked, planned, remember
@@ -60,7 +60,15 @@ def test_one_model_said_in_two_ways_is_one_run(scale, world, tmp_path):
     assert len(set(keys)) == 4
     moved = shutil.copytree(Path(located("micro:clip")), tmp_path / "moved")
     elsewhere = Row("g", scale.model(replace(encoder(clip, 8), checkpoint=str(moved))))
-    assert runs_of(replace(scale, seeds=1), [elsewhere], data=str(world))[0].key == keys[0]
+    again = lambda: runs_of(replace(scale, seeds=1), [elsewhere], data=str(world))[0].key  # noqa: E731
+    assert again() == keys[0]
+    (moved / "card.json").write_text("{}")
+    weights_hash.cache_clear()
+    assert again() == keys[0]  # what is told about the weights is no part of them
+    with (moved / "model.safetensors").open("ab") as file:
+        file.write(b" ")
+    weights_hash.cache_clear()
+    assert again() != keys[0]
 
 
 def test_other_data_are_another_run(scale, tmp_path):

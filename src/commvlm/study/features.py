@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -35,18 +36,23 @@ def prepare_features(places: Places, runs: Iterable[Run], *, kept: str) -> None:
             if store not in made:
                 store_recipe(_alone(run.recipe, branch), store, layers="all", kept=kept)
                 made.add(store)
-            _link(view / branch.name, store / branch.name)
+            _link(view / branch.name, store / _own_name(branch))
 
 
 def _alone(recipe: Recipe, branch: Encoder) -> Recipe:
-    """The recipe with one encoder, every layer of it, under the name that its store has."""
-    bare = Encoder(branch.name, branch.checkpoint, image_size=branch.image_size, final_norm=branch.final_norm)
+    """The recipe with one encoder, every layer of it, whatever a row calls it."""
+    bare = Encoder(_own_name(branch), branch.checkpoint, image_size=branch.image_size, final_norm=branch.final_norm)
     return replace(recipe, model=replace(recipe.model, encoders=[bare]), train=replace(recipe.train, features=None))
+
+
+def _own_name(branch: Encoder) -> str:
+    """By its checkpoint: "micro_clip"."""
+    return re.sub(r"\W", "_", branch.checkpoint.rstrip("/").rpartition("/")[2])
 
 
 def _store_name(branch: Encoder, pad_color: Sequence[int], kept: str) -> str:
     said = [weights_hash(branch.checkpoint), branch.image_size, branch.final_norm, list(pad_color), kept]
-    return f"{branch.name}-{hashlib.sha256(json.dumps(said).encode()).hexdigest()[:10]}"
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()[:16]
 
 
 def _link(link: Path, target: Path) -> None:

@@ -20,6 +20,8 @@ from .settings import Scale
 
 FORMAT = 1
 """Counted up when a run's result would be another one for the same recipe."""
+ABOUT = ("card.json", "pretraining.json", "README.md")
+"""Files beside a model's weights that say how it was made and how good it is, and change nothing."""
 
 
 @dataclass(frozen=True)
@@ -126,9 +128,13 @@ def _portable(value: Any, renamed: Mapping[str, str]) -> Any:
 
 @lru_cache(maxsize=64)
 def weights_hash(checkpoint: str) -> str:
-    """Of a recipe's checkpoint: of its folder's files, or the hub id itself."""
+    """Of a recipe's checkpoint: of its folder's files but those that only tell about it, or the hub id itself."""
     folder = Path(located(checkpoint))
-    return str(fingerprint(folder)["sha256"]) if folder.is_dir() else checkpoint
+    if not folder.is_dir():
+        return checkpoint
+    files = sorted(path for path in folder.iterdir() if path.is_file() and path.name not in ABOUT)
+    said = [f"{path.name} {fingerprint(path)['sha256']}" for path in files]
+    return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
 
 def _key(recipe: Recipe, settled: str) -> str:
