@@ -6,7 +6,7 @@ import pytest
 from commvlm.evaluate.tasks import Record, task_named
 from commvlm.study.claims import Claim, difference, judged, word
 from commvlm.study.controls import BLIND
-from commvlm.study.statistics import Estimate, estimates, holm
+from commvlm.study.statistics import Estimate, estimates, holm, seed_errors
 from commvlm.study.tallies import Tally, tally
 
 
@@ -41,18 +41,44 @@ def test_a_tally_is_the_score_by_image_and_set():
     assert Tally.from_json(found.as_json()).value() == pytest.approx(found.value())
 
 
-def test_a_bootstrap_is_that_of_a_slow_loop():
+def test_an_interval_is_that_of_a_slow_loop():
     rng = np.random.default_rng(1)
     seeds = [made(rng.integers(0, 2, 40)) for _ in range(3)]
     found = estimates({"row": seeds}, draws=4000, seed=3)["row"]
+    error = np.std([t.value() for t in seeds], ddof=1) / 3**0.5
     slow = []
     for _ in range(4000):
         images = rng.integers(40, size=40)
-        chosen = rng.integers(3, size=3)
-        slow.append(np.mean([100 * seeds[s].sums[images, 0].mean() for s in chosen]))
+        slow.append(np.mean([100 * s.sums[images, 0].mean() for s in seeds]) + error * rng.standard_t(6))
     assert found.mean == pytest.approx(np.mean([t.value() for t in seeds]))
     assert found.draws.std() == pytest.approx(np.std(slow), rel=0.08)
     assert [found.low, found.high] == pytest.approx(np.percentile(slow, [2.5, 97.5]), abs=1.5)
+
+
+def test_a_rows_spread_is_drawn_towards_that_of_all():
+    """Variances 0, 2 and 8 with two seeds each, mean 10/3, and a row of one seed, by hand."""
+    values = {"a": [5.0, 5.0], "b": [4.0, 6.0], "c": [3.0, 7.0], "d": [1.0]}
+    found = seed_errors({name: np.asarray(own) for name, own in values.items()})
+    usual = 10 / 3
+    assert found["a"] == pytest.approx(((4 * usual + 0) / 5 / 2) ** 0.5)
+    assert found["c"] == pytest.approx(((4 * usual + 8) / 5 / 2) ** 0.5)
+    assert found["d"] == pytest.approx(usual**0.5)
+    assert seed_errors({"d": np.asarray([1.0])}) == {"d": 0.0}
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+@pytest.mark.parametrize("spreads", [(5.0,), (1.0, 10.0)])
+def test_equal_rows_are_seldom_told_apart_by_seed_noise_alone(seeds, spreads):
+    rng, told = np.random.default_rng(0), 0
+    for k in range(200):
+        spread = rng.choice(spreads, 13)
+        rows = {}
+        for name, wide in enumerate(spread):
+            means = 50 + wide * rng.standard_normal(seeds)
+            rows[str(name)] = [made(np.full(4, mean / 100)) for mean in means]
+        found = estimates(rows, draws=1000, seed=k)
+        told += word(found["0"].minus(found["1"]), "more") != "undecided"
+    assert told <= 0.09 * 200  # 5 %, and two and a half standard errors
 
 
 def test_what_is_hard_for_both_cancels_in_their_difference():
@@ -101,7 +127,8 @@ def test_rows_that_are_all_blind_decide_nothing():
     above = Claim("F5", "c above a", "pope", {"c": 1, "a": -1})
     absent = Claim("F5", "not run", "pope", {"c": 1, "d": -1})
     first, second = judged([level, above, absent], {"pope": rows}, dict.fromkeys(rows, 3))
-    assert (first.word, first.floor) == ("undecided", True)
+    assert (first.word, first.floor, first.adjusted) == ("undecided", True, None)
+    assert second.adjusted == second.estimate.p  # alone among those that can be decided
     assert (second.word, second.floor) == ("holds", False)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import signal
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -42,6 +44,7 @@ def add_study(commands: argparse._SubParsersAction) -> None:
 def _study(options: argparse.Namespace) -> int:
     from rich.console import Console
 
+    from ..app.marks import check_marks
     from ..study.report import write_report
     from ..study.runs import Places
     from ..study.study import asked, grid_table, planned, study
@@ -49,6 +52,8 @@ def _study(options: argparse.Namespace) -> int:
     wanted = asked(options.experiments, scale=options.scale, out=options.out, seeds=options.seeds, data=options.data)
     places = Places(wanted.root)
     console = Console(stderr=True)
+    if options.into is not None:
+        check_marks(options.into, "study")
     if options.list:
         print(grid_table(*planned(wanted), places, scale=wanted.scale, gpu=options.gpu, console=console))
         return 0
@@ -56,11 +61,13 @@ def _study(options: argparse.Namespace) -> int:
         print(write_report(places, wanted.scale))
         _tell(options.into, places, wanted.scale)
         return 0
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it started ends with it
     report, failed = study(wanted, jobs=options.jobs, executor=options.executor, console=console, gpu=options.gpu)
     print(report)
-    _tell(options.into, places, wanted.scale)
     for one in failed:
-        console.print(f"failed: {one.run.name}: {one.reason}", style="red", highlight=False, soft_wrap=True)
+        said = f"failed: {one.run.name}: {one.reason}"
+        console.print(said, style="red", highlight=False, soft_wrap=True, markup=False)
+    _tell(options.into, places, wanted.scale)
     return 1 if failed else 0
 
 

@@ -14,6 +14,7 @@ from ..model.align import MLP
 from ..model.modeling import CommForConditionalGeneration
 from ..model.processing import CommProcessor
 from ..train.assemble import assemble
+from ..train.calibrate import scale_visual_tokens
 from ..train.recipe import Recipe
 from ..train.sources import stage_mixture, training_examples
 
@@ -25,8 +26,10 @@ def alignment_facts(recipe: Recipe, trained: Path) -> dict[str, Any]:
     same first images of the run; {} for a model without an MLP."""
     if not any(_kind(branch.align) == "mlp" for branch in recipe.model.encoders):
         return {}
-    model, processor = assemble(recipe.model, seed=recipe.train.seed)
+    model, processor = assemble(recipe.model, seed=recipe.train.seed, start=recipe.train.start)
     batch = _batch(recipe, model, processor)
+    if recipe.train.visual_scale is not None and not recipe.train.start:
+        scale_visual_tokens(model, batch["pixel_values"], scale=recipe.train.visual_scale)
     start = measure(model, batch)
     end = measure(CommForConditionalGeneration.from_pretrained(trained), batch)
     return {name: {"start": start[name], "end": end[name]} for name in start}

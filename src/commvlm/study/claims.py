@@ -19,13 +19,20 @@ LEVEL = 2.0
 """Points within which two rows count as level, when the whole interval lies there."""
 F = {
     "F1": "The best CLIP layer depends on the task",
-    "F2": "DINOv2 needs only an MLP; then its deep layers ground better than CLIP's",
-    "F3": "Merging all levels beats one level; LLN-Layerscale merges best; shallow levels help CLIP and hurt DINOv2",
+    "F2": "The vision-only encoder needs only an MLP; then its deep layers ground better than CLIP's",
+    "F3": "Merging all levels beats one level; LLN-Layerscale merges best; shallow levels help CLIP and hurt the other",
     "F4": "MAE: fair at REC, weak at POPE; DeiT: weak everywhere, worst at REC",
     "F5": "Both encoders, both merged (COMM), are best overall",
     "C": "Controls: what else could explain it",
 }
 """Findings of the paper (F1-F5), in short."""
+
+
+def title_of(finding: str, scale: Scale) -> str:
+    """A finding in short, and which encoder stands for the paper's DINOv2 where it is another one."""
+    _, second = pair(scale)
+    stands = finding in ("F2", "F3", "F5") and "dino" not in second.name
+    return F[finding] + (f" (here {second.name} stands in DINOv2's place)" if stands else "")
 
 
 @dataclass(frozen=True)
@@ -43,13 +50,14 @@ class Claim:
 @dataclass(frozen=True)
 class Verdict:
     """estimate: of the difference, in points. word: "holds", "reversed" or "undecided". adjusted: Holm's p among all claims
-    that were tested. seeds: the fewest that one of its rows has; with one, whose interval knows nothing of other seeds,
-    nothing is decided. floor: whether none of its rows is above the blind one; then nothing is decided either."""
+    that can be decided, None for others. seeds: the fewest that one of its rows has; with one, whose interval knows nothing
+    of other seeds, nothing is decided. floor: whether none of its rows is above the blind one; then nothing is decided
+    either."""
 
     claim: Claim
     estimate: Estimate
     word: str
-    adjusted: float
+    adjusted: float | None
     seeds: int
     floor: bool = False
 
@@ -88,14 +96,23 @@ def judged(
         rows = estimates.get(claim.task, {})
         if all(name in rows for name in claim.terms):
             found[k] = difference(rows, claim.terms)
-    adjusted = holm({str(k): estimate.p for k, estimate in found.items()})
+    floor = {k: not _sees(claims[k], estimates[claims[k].task]) for k in found}
+    fewest = {k: min(seeds[name] for name in claims[k].terms) for k in found}
+    open_ = [k for k in found if not floor[k] and fewest[k] > 1]
+    adjusted = holm({str(k): p_of(found[k], claims[k].expect) for k in open_})
     verdicts = []
     for k, estimate in found.items():
-        floor = not _sees(claims[k], estimates[claims[k].task])
-        fewest = min(seeds[name] for name in claims[k].terms)
-        said = "undecided" if floor or fewest == 1 else word(estimate, claims[k].expect)
-        verdicts.append(Verdict(claims[k], estimate, said, adjusted[str(k)], fewest, floor))
+        said = word(estimate, claims[k].expect) if k in open_ else "undecided"
+        verdicts.append(Verdict(claims[k], estimate, said, adjusted.get(str(k)), fewest[k], floor[k]))
     return verdicts
+
+
+def p_of(estimate: Estimate, expect: Expect) -> float:
+    """Two-sided, that the difference is zero; for "level" that it is `LEVEL` or more away (the larger of two one-sided)."""
+    if expect != "level":
+        return estimate.p
+    outside = max((estimate.draws <= -LEVEL).mean(), (estimate.draws >= LEVEL).mean())
+    return float(max(outside, 1 / len(estimate.draws)))
 
 
 def _sees(claim: Claim, rows: Mapping[str, Estimate]) -> bool:
@@ -148,7 +165,7 @@ def _alignment(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list[
         *_against("F2", f"{second.name} level with {first.name}, both merged", ["pope"], merged[1], merged[0], "level"),
         *_against(
             "F2",
-            f"an MLP of {max(scale.depths)} hidden layers below one of 1",
+            f"an MLP of {max(scale.depths)} hidden layers below the scale's own alignment",
             ["rec", "pope"],
             deepest,
             merged[1],

@@ -51,33 +51,42 @@ class GridCost:
 
 
 def grid_cost(runs: Sequence[Run], places: Places, on: Machine) -> GridCost:
-    """Plans one row of every number of visual tokens; the others differ from it by their visual halves.
+    """Plans the dearest row of every number of visual tokens; the others differ from it by their visual halves.
 
-    Encoders run forward once an image (not at all where features are read), what is trained of a visual half three times.
+    Encoders run forward once an image (not at all where features are read), what is trained of a visual half three times. A
+    run that several rows share is counted with the first of them.
     """
-    unique = {run.key: run for run in runs}.values()
-    left = Counter(run.row.name for run in unique if not places.done(run.key))
-    first = {run.row.name: run for run in reversed(list(unique))}
+    first: dict[str, Run] = {}
+    left: Counter[str] = Counter()
+    seen = set[str]()
+    for run in runs:
+        first.setdefault(run.row.name, run)
+        left[run.row.name] += run.key not in seen and not places.done(run.key)
+        seen.add(run.key)
+    visual = {name: visual_flops(run.recipe.model) for name, run in first.items()}
     plans: dict[int, tuple[list[StagePlan], float]] = {}
-    rows = {}
-    for name, run in reversed(first.items()):
-        tokens, visual = visual_flops(run.recipe.model, read=run.recipe.train.features is not None)
+    for name in sorted(first, key=lambda name: -visual[name][1]):
+        tokens, flops, _ = visual[name]
         if tokens not in plans:
-            planner = Planner(run.recipe, on)
-            plans[tokens] = [planner.plan(stage) for stage in run.recipe.train.stages], visual
-        stages, base = plans[tokens]
+            planner = Planner(first[name].recipe, on)
+            plans[tokens] = [planner.plan(stage) for stage in first[name].recipe.train.stages], flops
+    rows = {}
+    for name, run in first.items():
+        tokens, flops, encoders = visual[name]
+        stages, dearest = plans[tokens]
+        less = dearest - flops + (encoders if run.recipe.train.features is not None else 0)
+        images = sum(plan.stage.batch * plan.stage.steps for plan in stages)
         speed = on.count * on.peak * on.efficiency
-        more = sum((visual - base) * plan.stage.batch * plan.stage.steps for plan in stages) / speed / 3600
-        rows[name] = (sum(plan.hours for plan in stages) + more, left[name])
+        rows[name] = (sum(plan.hours for plan in stages) - less * images / speed / 3600, left[name])
     need = max(plan.memory.total for stages, _ in plans.values() for plan in stages)
     return GridCost(rows, need, on)
 
 
-def visual_flops(model: Model, *, read: bool) -> tuple[int, float]:
-    """(visual tokens, FLOPs of an image in a training step of the visual half alone). read: features are, no encoder runs."""
+def visual_flops(model: Model) -> tuple[int, float, float]:
+    """(visual tokens; FLOPs of an image in a training step, of the visual half alone; of these, its encoders')."""
     config = build_config(**model_settings(model))
     flops: Counter[str] = Counter()
     for part in inspect_model(config):
         flops[part.part] += part.flops
     trained = flops["merge"] + flops["align"] + flops["project"]
-    return config.num_image_tokens, (0 if read else flops["encoders"]) + 3 * trained
+    return config.num_image_tokens, flops["encoders"] + 3 * trained, flops["encoders"]

@@ -88,7 +88,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     "figure-3": Experiment("Figure 3: merging strategies", "Which merge is best?", figure_3, ("rec", "pope", "reg")),
     "table-1": Experiment("Table 1: five visual halves", "What does joining two merged encoders give?", table_1),
     "table-6": Experiment("Table 6: aligning the vision-only encoder", "How deep an MLP?", table_6, ("rec", "pope")),
-    "table-7": Experiment("Table 7: other objectives", "Do MAE and DeiT serve as well?", table_7, ("rec", "pope")),
+    "table-7": Experiment("Table 7: other encoders", "Do other encoders serve as well?", table_7, ("rec", "pope")),
     "controls": Experiment("Controls", "What else could explain the paper's gains?", controls),
     "peers": Experiment("Peers", "Other projects' visual halves under equal conditions", peers),
     "collapse": Experiment("Deep alignments", "Why do deep MLPs fail?", collapse, ("rec", "pope")),

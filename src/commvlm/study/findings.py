@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..app.marks import write_between
-from .claims import F, Verdict
+from .claims import F, Verdict, title_of
 from .report import verdicts_on
 from .results import Results, read_results
 from .runs import Places
 from .settings import Scale
-from .tables import TITLES, cell
+from .tables import TITLES, adjusted_p, cell
 
 COMMANDS = {
     "F1": "figure-2", "F2": "table-1 table-6 controls", "F3": "figure-3", "F4": "table-7 figure-2", "F5": "table-1",
@@ -23,11 +23,9 @@ COMMANDS = {
 def write_findings(page: Path, places: Places, scale: Scale) -> None:
     """Puts the study's findings between the page's marks `<!-- study: begin -->` and `<!-- study: end -->`.
 
-    Raises ValueError without them, or where nothing is done.
+    Raises ValueError without them.
     """
     results = read_results(places)
-    if not results.runs:
-        raise ValueError(f"{places.root}: no run is done, there is nothing to say")
     write_between(page, "study", as_markdown(scale, results, verdicts_on(scale, results)))
 
 
@@ -35,17 +33,18 @@ def as_markdown(scale: Scale, results: Results, verdicts: Sequence[Verdict]) -> 
     """Facts of the study, a table of claims per finding, and every row's scores."""
     world, runs = results.grid["world"], results.runs.values()
     hours = sum(sum(run["seconds"].values()) for run in runs) / 3600
+    every = len({key for row in results.rows.values() for key in row["runs"].values()})
     made = f"{world['train']:,} training and {world['test']:,} test scenes; " if world else ""
     parts = [
-        f"Scale {scale.name}: {made}{len(results.runs)} runs, {hours:.1f} core-hours; steps, data and questions equal for "
-        "every row. Differences in points (CIDEr times 100) with 95 % intervals over seeds and images, paired; "
-        f"p is Holm's over all {len(verdicts)} claims.\n"
+        f"Scale {scale.name}: {made}{len(results.runs)} of {every} runs, {hours:.1f} core-hours; steps, data and "
+        "questions equal for every row. Differences in points (CIDEr times 100) with 95 % intervals over seeds and images, "
+        "paired; p is Holm's over all claims that can be decided.\n"
     ]
-    for name, title in F.items():
+    for name in F:
         own = [verdict for verdict in verdicts if verdict.claim.finding == name]
         if own:
             command = f"commvlm study {COMMANDS[name]} --scale {scale.name}"
-            parts.append(f"**{'' if name == 'C' else f'{name}. '}{title}** (`{command}`)\n")
+            parts.append(f"**{'' if name == 'C' else f'{name}. '}{title_of(name, scale)}** (`{command}`)\n")
             parts.append(_claims(own))
     return "\n".join([*parts, "Every row that is done, mean over seeds:\n", _rows(results)])
 
@@ -55,7 +54,7 @@ def _claims(verdicts: Sequence[Verdict]) -> str:
     for v in verdicts:
         said = f"**{v.word}**" + (f" ({v.why})" if v.why else "")
         task = TITLES.get(v.claim.task, v.claim.task)
-        lines.append(f"| {v.claim.says} | {task} | {cell(v.estimate)} | {v.seeds} | {v.adjusted:.3f} | {said} |")
+        lines.append(f"| {v.claim.says} | {task} | {cell(v.estimate)} | {v.seeds} | {adjusted_p(v)} | {said} |")
     return "\n".join([*lines, ""])
 
 

@@ -10,9 +10,11 @@ from ..app.probing import shown_layers
 from ..data.example import Example
 from ..data.images import open_image
 from ..model.frozen import open_frozen
+from ..model.storage import write_text
 from ..train.assemble import encoder_spec
 from ..train.sources import examples_of
 from .rows import encoder
+from .runs import weights_hash
 from .settings import Scale
 
 IMAGES = 2
@@ -22,15 +24,19 @@ SIDE = 220
 
 def draw_figure_1(scale: Scale, data: Path, folder: Path) -> None:
     """figure-1-1.png, figure-1-2.png in `folder`: the first two images that REC asks about, at the centre of the box that is
-    asked for. What is there stays. Raises ValueError where no question of the scale's recipe is about a box."""
+    asked for. What is there of the same encoders stays. Raises ValueError where no question of the scale's recipe is about a
+    box."""
     targets = [folder / f"figure-1-{k + 1}.png" for k in range(IMAGES)]
-    if all(target.is_file() for target in targets):
+    of, said = folder / "figure-1.txt", "\n".join(f"{e} {weights_hash(e.checkpoint)}" for e in scale.encoders)
+    if of.is_file() and of.read_text(encoding="utf-8") == said:
         return
     asked = _asked(scale, data)
     if not asked:
         raise ValueError(
             f"scale {scale.name}: none of evaluate.sources asks for a box, so Figure 1 has no object to look at"
         )
+    for target in targets:
+        target.unlink(missing_ok=True)
     sources = [
         open_frozen(encoder_spec(encoder(given, "all")), pad_color=scale.base.model.pad_color)
         for given in scale.encoders
@@ -40,6 +46,8 @@ def draw_figure_1(scale: Scale, data: Path, folder: Path) -> None:
         x1, y1, x2, y2 = example.turns[0].answer_boxes[0][0]
         assert example.image is not None
         draw_maps(open_image(example.image), places, target, at=((x1 + x2) / 2, (y1 + y2) / 2), side=SIDE)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_text(of, said)
 
 
 def _asked(scale: Scale, data: Path) -> list[Example]:

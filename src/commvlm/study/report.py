@@ -19,7 +19,7 @@ from ..evaluate.predictions import read_predictions
 from ..evaluate.receipts import write_json
 from ..evaluate.tasks import Record
 from . import charts
-from .claims import F, Verdict, claims_of, judged
+from .claims import F, Verdict, claims_of, judged, title_of
 from .experiments import EXPERIMENTS, Experiment
 from .paper import PAPER, PAPER_WORDS
 from .results import Results, costs, read_results
@@ -34,9 +34,11 @@ BRANCHES = {"holds": "✓ holds", "reversed": "✗ reversed", "undecided": "? un
 def write_report(places: Places, scale: Scale) -> Path:
     """ROOT/report.html, tables/, results.csv and results.json from what is done; returns the page's path.
 
-    Raises ValueError where nothing is done yet.
+    Raises ValueError where nothing is done yet, or the folder is another scale's.
     """
     results = read_results(places)
+    if results.grid["scale"] != scale.name:
+        raise ValueError(f"{places.root} holds a study of scale {results.grid['scale']!r}, not {scale.name!r}")
     pictures = sorted(places.figures.glob("figure-1-*.png"))
     if not results.runs and not pictures:
         raise ValueError(f"{places.root}: no run is done, there is nothing to report; see {places.root / 'logs'}")
@@ -58,7 +60,8 @@ def write_report(places: Places, scale: Scale) -> Path:
             done=len(results.runs),
             total=len({key for row in results.rows.values() for key in row["runs"].values()}),
             hours=sum(sum(r["seconds"].values()) for r in results.runs.values()) / 3600,
-            findings=_findings(verdicts),
+            findings=_findings(verdicts, scale),
+            seeds=max(len(row["runs"]) for row in results.rows.values()) if results.rows else 0,
             claims=len(verdicts),
             sections=sections,
             words=BRANCHES,
@@ -72,8 +75,10 @@ def write_report(places: Places, scale: Scale) -> Path:
 
 
 def verdicts_on(scale: Scale, results: Results) -> list[Verdict]:
-    """What the scale's claims come to, with the rows that are done."""
-    return judged(claims_of(scale), results.estimates, {name: results.seeds(name) for name in results.rows})
+    """What the scale's claims come to, with the rows that are done. A claim about two names of one run says nothing."""
+    keys = {name: frozenset(row["runs"].values()) for name, row in results.rows.items()}
+    told = [c for c in claims_of(scale) if len({keys.get(name, name) for name in c.terms}) == len(c.terms)]
+    return judged(told, results.estimates, {name: results.seeds(name) for name in results.rows})
 
 
 def _environment() -> Environment:
@@ -89,15 +94,17 @@ def _environment() -> Environment:
     return environment
 
 
-def _findings(verdicts: Sequence[Verdict]) -> list[dict[str, Any]]:
+def _findings(verdicts: Sequence[Verdict], scale: Scale) -> list[dict[str, Any]]:
     """Finding by finding: its claims, how many hold, and that in words."""
     found = []
-    for name, title in F.items():
+    for name in F:
         own = [v for v in verdicts if v.claim.finding == name]
         if own:
             counts = Counter(v.word for v in own)
             said = ", ".join(f"{counts[word]} {word}" for word in BRANCHES if counts[word])
-            found.append({"name": name, "title": title, "verdicts": own, "said": f"of {len(own)} claims: {said}"})
+            found.append(
+                {"name": name, "title": title_of(name, scale), "verdicts": own, "said": f"of {len(own)} claims: {said}"}
+            )
     return found
 
 

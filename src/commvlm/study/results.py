@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from .tallies import Tally
 @dataclass(frozen=True)
 class Results:
     """rows: name -> at, pixels, model, runs (seed -> key). runs: key -> what its worker wrote. estimates: task -> row ->
-    estimate, of rows that have a result for every seed that any row of the study has."""
+    estimate, from the seeds that are done."""
 
     grid: Mapping[str, Any]
     runs: Mapping[str, Mapping[str, Any]]
@@ -66,9 +67,10 @@ def costs(rows: Mapping[str, Row], cache: Path, *, runs: int) -> dict[str, dict[
     """
     kept: dict[str, Any] = _json(cache, "") if cache.is_file() else {}
     for name, row in rows.items():
-        if name in kept and (kept[name]["measured"] or not runs):
+        of = hashlib.sha256(json.dumps(asdict(row.model), sort_keys=True).encode()).hexdigest()[:16]
+        if name in kept and kept[name].get("of") == of and (kept[name]["measured"] or not runs):
             continue
-        kept[name] = _cost(row, runs=runs)
+        kept[name] = {"of": of, **_cost(row, runs=runs)}
         write_json(kept, cache)
     return {name: kept[name] for name in rows}
 

@@ -43,7 +43,7 @@ def single(scale: Scale, given: StudyEncoder, layer: int) -> Row:
 
 
 def single_name(given: StudyEncoder, layer: int) -> str:
-    return f"{given.name} {layer}" if layer > 0 else f"{given.name} last" if layer == -1 else f"{given.name} {layer}"
+    return f"{given.name} last" if layer == -1 else f"{given.name} {layer}"
 
 
 def merged(scale: Scale, given: StudyEncoder, merge: str, layers: Any) -> Row:

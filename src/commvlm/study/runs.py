@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import shutil
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -12,14 +13,16 @@ from typing import Any
 
 from ..evaluate.receipts import fingerprint, write_json
 from ..model.spec import build_config
+from ..model.storage import write_text
 from ..train.assemble import located, model_settings
 from ..train.recipe import Recipe, Source, as_yaml
 from ..train.run import check
 from .rows import Row
 from .settings import Scale
 
-FORMAT = 1
+FORMAT = 2
 """Counted up when a run's result would be another one for the same recipe."""
+LOSSY = ("bf16", "int8")
 ABOUT = ("card.json", "pretraining.json", "README.md")
 """Files beside a model's weights that say how it was made and how good it is, and change nothing."""
 
@@ -89,7 +92,7 @@ def runs_of(scale: Scale, rows: Iterable[Row], *, data: str) -> list[Run]:
         for row in rows:
             recipe = recipe_of(scale, row, seed, data=data)
             check(recipe)
-            made.append(Run(row, seed, recipe, _key(recipe, settled[row.name])))
+            made.append(Run(row, seed, recipe, _key(recipe, settled[row.name], scale)))
     return made
 
 
@@ -137,19 +140,21 @@ def weights_hash(checkpoint: str) -> str:
     return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
 
-def _key(recipe: Recipe, settled: str) -> str:
-    """Of the settled model, all else that the recipe says, and the files that it reads."""
+def _key(recipe: Recipe, settled: str, scale: Scale) -> str:
+    """Of the settled model, all else that the recipe says, the files that it reads, what is asked, and how features are kept
+    where that loses something."""
     bare = replace(
         recipe,
         name="",
-        model=replace(recipe.model, encoders=[]),
+        model=replace(recipe.model, encoders=[], language_model=""),
         data=replace(recipe.data, root="", workers=0),
         train=replace(recipe.train, features=None),
     )
     sources = [*recipe.data.sources, *recipe.data.held_out, *recipe.evaluate.sources]
     files = sorted({path for source in sources for path in _paths(source, recipe.data.root)})
     read = [_file_hash(path, *_stamp(path)) for path in files]
-    said = "\0".join([str(FORMAT), as_yaml(bare), settled, *read])
+    kept = scale.features if scale.features in LOSSY else "exact"
+    said = "\0".join([str(FORMAT), as_yaml(bare), settled, *sorted(scale.tasks), kept, *read])
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
@@ -171,14 +176,15 @@ def _file_hash(path: str, size: int, stamp: int) -> str:
 
 
 def write_jobs(places: Places, runs: Iterable[Run]) -> None:
-    """jobs/KEY.yaml of every run, and grid.json: which row and seed is which run."""
+    """jobs/KEY.yaml of every run. Where one that is not done says another place of data or features, since the study was
+    moved, it is written anew, and what was begun there is begun again."""
     for run in runs:
-        target = places.job(run.key)
-        if not target.is_file():
-            target.parent.mkdir(parents=True, exist_ok=True)
-            part = target.with_suffix(".part")
-            part.write_text(as_yaml(run.recipe), encoding="utf-8")
-            part.replace(target)
+        target, text = places.job(run.key), as_yaml(run.recipe)
+        if places.done(run.key) or (target.is_file() and target.read_text(encoding="utf-8") == text):
+            continue
+        shutil.rmtree(places.run(run.key), ignore_errors=True)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_text(target, text)
 
 
 def write_grid(places: Places, runs: Iterable[Run], facts: dict[str, Any]) -> None:

@@ -88,7 +88,8 @@ def go_over(
                     clock.took(time.monotonic() - one.began)
                     if not places.done(one.run.key):
                         failed.append(Failure(one.run, _last_line(places.log(one.run.key), code)))
-                        console.print(f"failed: {one.run.name}: {failed[-1].reason}", style="red", highlight=False)
+                        said = f"failed: {one.run.name}: {failed[-1].reason}"
+                        console.print(said, style="red", highlight=False, markup=False)
                         if SAID in failed[-1].reason and waiting:
                             console.print(f"{SAID}: {len(waiting)} runs are not started", style="red", highlight=False)
                             waiting.clear()

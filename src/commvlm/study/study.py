@@ -85,7 +85,8 @@ def study(asked: Asked, *, jobs: int, executor: str, console: Console, gpu: str 
         rows, runs = planned(asked)
         places = Places(asked.root)
         if asked.scale.world is None and runs:
-            console.print(priced(runs, places, gpu=gpu, console=console), highlight=False, soft_wrap=True)
+            said = priced(runs, places, gpu=gpu, console=console)
+            console.print(said, highlight=False, soft_wrap=True, markup=False)
         remember(places, rows, runs, asked)
         write_jobs(places, runs)
         if FIGURE_1 in experiments_named(list(asked.names)):
@@ -139,7 +140,7 @@ def grid_table(
     keys = {run.key for run in runs}
     results = [json.loads(places.result(key).read_text(encoding="utf-8")) for key in keys if places.done(key)]
     counted = f"{len(rows)} rows, {len(keys)} runs, {len(results)} of them done"
-    if scale.world is None:
+    if scale.world is None and runs:
         return f"{priced(runs, places, gpu=gpu, console=console)}\n{counted}"
     if results:
         each = sum(sum(result["seconds"].values()) for result in results) / len(results)

@@ -61,12 +61,16 @@ def verdicts_of(title: str, verdicts: Sequence[Verdict]) -> Table:
     lines = [
         [
             f"{v.claim.finding}: {v.claim.says}", TITLES.get(v.claim.task, v.claim.task), v.claim.expect,
-            cell(v.estimate), str(v.seeds), f"{v.estimate.p:.3f}", f"{v.adjusted:.3f}",
+            cell(v.estimate), str(v.seeds), f"{v.estimate.p:.3f}", adjusted_p(v),
             f"{v.word} ({v.why})" if v.why else v.word,
         ]
         for v in verdicts
     ]  # fmt: skip
     return Table(title, ["claim", "task", "expected", "difference", "seeds", "p", "p (Holm)", "verdict"], lines)
+
+
+def adjusted_p(verdict: Verdict) -> str:
+    return "–" if verdict.adjusted is None else f"{verdict.adjusted:.3f}"
 
 
 def markdown(table: Table) -> str:
@@ -134,7 +138,8 @@ def as_json(results: Results, verdicts: Sequence[Verdict]) -> dict[str, Any]:
             {
                 "finding": v.claim.finding, "says": v.claim.says, "task": v.claim.task, "expected": v.claim.expect,
                 "difference": [round(value, 3) for value in (v.estimate.mean, v.estimate.low, v.estimate.high)],
-                "seeds": v.seeds, "p": round(v.estimate.p, 5), "p_holm": round(v.adjusted, 5), "verdict": v.word,
+                "seeds": v.seeds, "p": round(v.estimate.p, 5), "p_holm": v.adjusted and round(v.adjusted, 5),
+                "verdict": v.word,
             }
             for v in verdicts
         ],

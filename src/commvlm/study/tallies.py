@@ -11,9 +11,6 @@ import numpy as np
 
 from ..evaluate.tasks import Record, Score
 
-UNITS = {"reg": 1.0, "caption": 1.0}
-"""Marks of CIDEr are 0 to 10 and its value is 100 times their mean, as for shares."""
-
 
 @dataclass(frozen=True)
 class Tally:

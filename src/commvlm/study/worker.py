@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import shutil
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,8 @@ def work(places: Places, key: str, *, tasks: Sequence[str] = (), keep: bool = Fa
     if target.is_file():
         return target
     recipe, folder = load_recipe(places.job(key)), places.run(key)
+    if (folder / "run.json").exists() and not (folder / "model").is_dir():
+        shutil.rmtree(folder)  # its result is gone, and its model too: it begins again
     began = time.perf_counter()
     train(recipe, folder)
     trained = time.perf_counter()
@@ -71,11 +75,25 @@ def _run_facts(folder: Path, recipe: Recipe) -> dict[str, Any]:
     }
 
 
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """This process alone makes a result. Raises ValueError where another one does, such as one whose study was killed."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{lock.name} is at work in another process: wait for it, then run the study again"
+            ) from None
+        yield
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """FOLDER KEY TASKS KEEP -> exit code; a fault is one line on stderr."""
     root, key, tasks, keep = sys.argv[1:] if argv is None else argv
     try:
-        with writing(Path(root)):
+        with writing(Path(root)), alone(Path(root) / "locks" / key):
             work(Places(Path(root)), key, tasks=[name for name in tasks.split(",") if name], keep=keep == "keep")
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
