@@ -24,6 +24,8 @@ from commvlm.study.runs import Places, runs_of, weights_hash, write_jobs
 from commvlm.study.schedule import go_over, locked
 from commvlm.study.settings import Scale, load_scale, shipped_scales
 from commvlm.study.study import Asked, planned, remember
+from commvlm.study.worker import alone
+from commvlm.study.worker import main as worker
 from commvlm.train.assemble import located, model_settings
 
 QUIET = Console(file=io.StringIO())
@@ -120,6 +122,8 @@ def test_an_encoder_more_is_one_line_and_shows_in_the_layer_sweep(tmp_path):
         ({"pair": ["clip", "clap"]}, r"pair names 'clap', which is none of"),
         ({"seeds": 0}, r"seeds is 0"),
         ({"layers": []}, r"layers is empty"),
+        ({"depths": []}, r"depths is empty"),
+        ({"tasks": ["recc"]}, r"no task 'recc'; did you mean 'rec'"),
         ({"seeds": "many"}, r"seeds"),
     ],
 )
@@ -180,6 +184,37 @@ def test_what_is_done_is_not_done_again(few, tmp_path):
 
     assert not go_over([*few, *few], places, EXECUTORS["local"](tmp_path), jobs=3, command=command, console=QUIET)
     assert asked == [run.key for run in few[1:]]
+
+
+def test_a_result_is_made_by_one_process_alone(few, tmp_path, capsys):
+    key = few[0].key
+    with alone(tmp_path / "locks" / key):
+        assert worker([str(tmp_path), key, "rec", "drop"]) == 2
+    assert f"{key} is at work in another process" in capsys.readouterr().err
+
+
+def test_a_study_that_was_moved_goes_on(few, tmp_path):
+    """The jobs that are not done name the new places, and what was begun for the old ones begins again."""
+    places = Places(tmp_path)
+    write_jobs(places, few[:2])
+    for run in few[:2]:
+        places.run(run.key).mkdir(parents=True)
+    places.result(few[1].key).parent.mkdir()
+    places.result(few[1].key).write_text("{}")
+    moved = [
+        replace(run, recipe=replace(run.recipe, data=replace(run.recipe.data, root="/elsewhere"))) for run in few[:2]
+    ]
+    write_jobs(places, moved)
+    assert ["/elsewhere" in places.job(run.key).read_text() for run in moved] == [True, False]
+    assert [places.run(run.key).exists() for run in moved] == [False, True]
+
+
+def test_what_changes_an_answer_changes_the_key(scale, world):
+    rows = rows_of(scale, ["figure-2"])[:1]
+    scales = [scale, replace(scale, features="int8"), replace(scale, features=None), replace(scale, tasks=["rec"])]
+    keys = [runs_of(replace(one, seeds=1), rows, data=str(world))[0].key for one in scales]
+    assert keys[0] == keys[2]  # exact features are the encoders' own
+    assert len(set(keys)) == 3
 
 
 def test_a_full_disk_ends_the_grid_and_is_told(few, tmp_path):
@@ -275,10 +310,14 @@ def test_the_whole_study_of_two_rows_and_its_report(tmp_path, scale):
     stamp = (root / "results" / f"{key}.json").stat().st_mtime_ns
     into = tmp_path / "findings.md"
     into.write_text("# Ours\n<!-- study: begin -->\nold\n<!-- study: end -->\nlast\n")
+    swapped = tmp_path / "swapped.md"
+    swapped.write_text("<!-- study: end -->\n<!-- study: begin -->\nkept\n")
+    wrong = subprocess.run([*call, "--report", "--into", str(swapped)], capture_output=True, text=True, timeout=280)
+    assert (wrong.returncode, swapped.read_text().count("kept")) == (2, 1)
     again = subprocess.run([*call, "--report", "--into", str(into)], capture_output=True, text=True, timeout=280)
     assert again.returncode == 0
     told = into.read_text()
-    assert told.startswith("# Ours\n<!-- study: begin -->\nScale tiny: 6 training and 3 test scenes; 2 runs")
+    assert told.startswith("# Ours\n<!-- study: begin -->\nScale tiny: 6 training and 3 test scenes; 2 of 2 runs")
     assert f"| {said['pair'][0]} 8 | 1 | " in told
     assert told.endswith("<!-- study: end -->\nlast\n")
     assert "old" not in told

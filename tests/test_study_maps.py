@@ -21,7 +21,7 @@ def test_figure_1_needs_no_run_and_is_drawn_once(tmp_path, capsys):
     (tmp_path / "small.yaml").write_text(SCALE)
     words = ["study", "figure-1", "--scale", str(tmp_path / "small.yaml"), "--out", str(tmp_path / "out")]
     assert main(words) == 0
-    pictures = sorted((tmp_path / "out" / "figures").iterdir())
+    pictures = sorted((tmp_path / "out" / "figures").glob("*.png"))
     assert [p.name for p in pictures] == ["figure-1-1.png", "figure-1-2.png"]
     assert all(np.asarray(Image.open(p).convert("L")).std() > 10 for p in pictures)
     page = (tmp_path / "out" / "report.html").read_text()
@@ -31,6 +31,9 @@ def test_figure_1_needs_no_run_and_is_drawn_once(tmp_path, capsys):
     assert main([*words, "--report"]) == 0
     assert main(words) == 0
     assert [p.stat().st_mtime_ns for p in pictures] == stamps
+    (tmp_path / "small.yaml").write_text(SCALE.replace("'micro:mae'", "'micro:deit'"))
+    assert main(words) == 0  # another encoder is another picture
+    assert [p.stat().st_mtime_ns for p in pictures] != stamps
     capsys.readouterr()
 
 
