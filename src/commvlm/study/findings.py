@@ -14,7 +14,7 @@ from .settings import Scale
 from .tables import TITLES, adjusted_p, cell
 
 COMMANDS = {
-    "F1": "figure-2", "F2": "table-1 table-6 controls", "F3": "figure-3", "F4": "table-7 figure-2", "F5": "table-1",
+    "F1": "figure-2", "F2": "table-1 table-6 controls", "F3": "table-1 figure-3", "F4": "table-7 figure-2", "F5": "table-1",
     "C": "controls",
 }  # fmt: skip
 """Finding -> the experiments that have its rows."""
