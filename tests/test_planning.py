@@ -263,7 +263,7 @@ def test_the_command_in_json(quick, capsys):
     ("options", "said"),
     [
         (["--gpu", "h1000"], "did you mean 'h100'"),
-        (["--gpus", "3"], "batch 8 cannot be shared by 3 processes evenly"),
+        (["--gpus", "3"], "batch 4 cannot be shared by 3 processes evenly"),
         (["--answer", "61"], "--answer 61 is more than --words 60"),
     ],
 )
