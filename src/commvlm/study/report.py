@@ -127,7 +127,8 @@ def _section(name: str, scale: Scale, results: Results, places: Places) -> dict[
 def _saved(chart: str, path: Path) -> str:
     """The chart, kept as a file of its own, too."""
     if chart:
-        _write(path, chart)
+        spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'  # a page needs none
+        _write(path, chart if "xmlns:xlink" in chart else chart.replace("<svg ", f"<svg {spaces} ", 1))
     return chart
 
 
