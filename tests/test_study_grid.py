@@ -23,7 +23,7 @@ from commvlm.study.rows import Row, encoder
 from commvlm.study.runs import Places, runs_of, weights_hash, write_jobs
 from commvlm.study.schedule import go_over, locked
 from commvlm.study.settings import Scale, load_scale, shipped_scales
-from commvlm.study.study import Asked, planned, remember
+from commvlm.study.study import Asked, asked, planned, remember
 from commvlm.study.worker import alone
 from commvlm.study.worker import main as worker
 from commvlm.train.assemble import located, model_settings
@@ -132,6 +132,11 @@ def test_a_scale_that_does_not_fit_is_refused(tmp_path, change, message):
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**said, **change}))
     with pytest.raises(ValueError, match=message):
         load_scale(str(tmp_path / "mine.yaml"))
+
+
+def test_data_that_a_scale_would_not_read_are_refused(tmp_path):
+    with pytest.raises(ValueError, match="quick makes its own micro world and reads no --data"):
+        asked(["figure-2"], scale="quick", out=None, seeds=None, data=tmp_path)
 
 
 def test_an_unknown_scale_is_answered_with_the_nearest():

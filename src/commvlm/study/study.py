@@ -40,9 +40,14 @@ class Asked:
 
 
 def asked(names: Sequence[str], *, scale: str, out: Path | None, seeds: int | None, data: Path | None) -> Asked:
-    """Raises ValueError for an experiment or a scale that there is not, naming the nearest."""
+    """Raises ValueError for an experiment or a scale that there is not, naming the nearest, and for data that it would not
+    use."""
     experiments_named(list(names))
     found = load_scale(scale)
+    if data is not None and found.world is not None:
+        raise ValueError(
+            f"scale {found.name} makes its own micro world and reads no --data: leave it out, or use another scale"
+        )
     if seeds is not None:
         found = replace(found, seeds=seeds)
     return Asked(tuple(names), found, out or Path("runs/study") / found.name, data)

@@ -19,7 +19,7 @@ from ..language import CAPTION_FORMS, listing
 from ..scene import Thing
 from ..tokenizer import build_tokenizer
 from .checkpoint import Progress, export, load_progress, save_progress
-from .optim import optimizers, schedule, step
+from .optim import autocast, optimizers, schedule, step
 from .pool import scene_pool
 from .views import kept_half, window
 from .vit import keep_patches, new_clip, normalised
@@ -83,7 +83,7 @@ class CLIPTrainer:
     def loss(self, update: int) -> tuple[Tensor, float]:
         """(symmetric contrastive loss, share of images whose own caption is ranked first)."""
         pixels, kept, text, same = self.batch(update)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             if kept is None:
                 out = self.model(pixel_values=pixels, **text)
             else:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..scene import COLORS, DIFFICULTIES, Thing
 from .checkpoint import Progress, export, load_progress, save_progress
-from .optim import optimizers, schedule, step
+from .optim import autocast, optimizers, schedule, step
 from .pool import scene_pool
 from .views import kept_half, window
 from .vit import keep_patches, new_vit, normalised
@@ -85,7 +85,7 @@ class DeiTTrainer:
     def loss(self, update: int) -> tuple[Tensor, float]:
         """(cross-entropy, share of images whose first class is a dominant object's)."""
         pixels, kept, target = self.batch(update)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             if kept is None:
                 logits = self.model(pixels).logits
             else:

@@ -28,7 +28,7 @@ from torch.nn import functional as F
 
 from ..scene import SIDE
 from .checkpoint import Progress, export, load_progress, save_progress
-from .optim import optimizers, schedule, step
+from .optim import autocast, optimizers, schedule, step
 from .pool import scene_pool
 from .views import WINDOW, crops, placed, recolored, squares
 from .vit import GRID, keep_patches, new_dinov2, normalised
@@ -162,7 +162,7 @@ class DINOTrainer:
         b = self.budget
         pixels, kept, hidden, small = self.views(update)
         temperature = 0.04 + 0.02 * min(1.0, update / (0.15 * b.updates))
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             with torch.no_grad():
                 t_image, t_patches = self.teacher(pixels, kept)
                 t_scores, t_hidden = self.teacher.image_head(t_image), self.teacher.patch_head(t_patches[hidden])

@@ -22,7 +22,7 @@ from ..scene import DIFFICULTIES, Difficulty, sample_scene
 from ..tokenizer import COORDINATES, build_tokenizer
 from .attention import NAME as SHOWN_PREFIX
 from .checkpoint import Progress, export, load_progress, save_progress
-from .optim import optimizers, schedule, step
+from .optim import autocast, optimizers, schedule, step
 from .symbols import GRID, SymbolBatch, position_code, prefix_ids, symbol_batch
 
 MIX = {"presence": 4.0, "rec": 4.0, "reg": 1.5, "count": 2.0, "color": 1.0, "relation": 2.0, "caption": 0.5}
@@ -152,7 +152,7 @@ class LMTrainer:
     def loss(self, batch: SymbolBatch, update: int) -> tuple[Tensor, float]:
         """(training loss, share of supervised tokens predicted right)."""
         scenes, p = len(batch.ids), len(self.prefix)
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             out = self.read(batch, torch.Generator().manual_seed(update))
             labels = batch.labels.view(scenes, -1)
             predicts = torch.roll(

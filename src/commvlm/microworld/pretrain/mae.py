@@ -17,7 +17,7 @@ from torch import Tensor
 
 from ..scene import SIDE
 from .checkpoint import Progress, export, load_progress, save_progress
-from .optim import optimizers, schedule, step
+from .optim import autocast, optimizers, schedule, step
 from .pool import scene_pool
 from .views import crops
 from .vit import GRID, new_mae, normalised
@@ -68,7 +68,7 @@ class MAETrainer:
         shown = (0.12, 0.5) if update < b.close * b.updates else (0.3, 1.0)
         pixels = crops(normalised(torch.from_numpy(self.pixels[chosen]), "mae"), SIDE, shown, rng)
         order = torch.from_numpy(rng.random((b.batch, GRID**2))).float()
-        with torch.autocast("cpu", torch.bfloat16):
+        with autocast():
             seen = self.model.vit(pixels, noise=order)
             said = self.model.decoder(seen.last_hidden_state, seen.ids_restore).logits
         hidden = seen.mask.bool()
