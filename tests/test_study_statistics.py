@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from commvlm.evaluate.tasks import Record, task_named
+from commvlm.study import charts
 from commvlm.study.claims import Claim, difference, judged, word
 from commvlm.study.controls import BLIND
 from commvlm.study.statistics import Estimate, estimates, holm, seed_errors
@@ -143,3 +144,13 @@ def test_a_difference_of_differences_is_taken_draw_by_draw():
     found = difference(rows, {"a": 1, "b": -1, "c": -1, "d": 1})
     assert found.mean == 4
     assert found.draws == pytest.approx(np.full(4000, 4.0))  # the same draws in all four cancel
+
+
+def test_a_learning_curve_counts_updates_through_the_stages():
+    """Two stages of 30 and 20 updates, logged every ten; a mean of as many losses as there are, up to SMOOTHED."""
+    losses = [("align", 10, 3.0), ("align", 20, 2.0), ("align", 30, 1.0), ("instruct", 10, 0.5), ("instruct", 20, 0.5)]
+    steps, values, ends = charts.joined(losses)
+    assert (steps, values, ends) == ([10, 20, 30, 40, 50], [3.0, 2.0, 1.0, 0.5, 0.5], [30, 50])
+    drawn = charts.learning({"one row": [losses, losses], "another": [losses]})
+    assert drawn.count("one row") == 1
+    assert drawn.count("another") == 1

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -14,6 +15,8 @@ from .statistics import Estimate
 from .tables import TITLES
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
+SMOOTHED = 8
+"""Logged losses that a learning curve's point is the mean of."""
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 
@@ -57,6 +60,39 @@ def dots(names: Sequence[str], panels: Mapping[str, Mapping[str, Estimate]]) -> 
             panel.grid(visible=False, axis="y")
             panel.tick_params(axis="y", length=0)
     return svg(figure, "Score of each row with its 95 percent interval, one panel for each task")
+
+
+def learning(rows: Mapping[str, Sequence[Sequence[tuple[str, int, float]]]]) -> str:
+    """Row -> per seed its (stage, step, loss): the training loss, smoothed, a line for each seed, stages after each other."""
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(6, 4.2), layout="constrained")
+        panel = figure.subplots()
+        for k, (name, seeds) in enumerate(rows.items()):
+            for n, losses in enumerate(seeds):
+                steps, values, ends = joined(losses)
+                kernel = np.ones(min(SMOOTHED, len(values))) / min(SMOOTHED, len(values))
+                smooth = np.convolve(values, kernel, mode="valid")
+                panel.plot(
+                    steps[len(kernel) - 1 :], smooth, color=COLORS[k % len(COLORS)], linestyle=LINES[k % len(LINES)],
+                    linewidth=1.4, alpha=0.85, label=name if n == 0 else None,
+                )  # fmt: skip
+        for end in ends[:-1]:
+            panel.axvline(end, color="#888888", linewidth=1)
+        panel.set_ylabel("training loss")
+        panel.set_xlabel("update (a line for each seed; upright: the next stage's mixture)")
+        figure.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=2, handlelength=3.2)
+    return svg(figure, "Training loss of each row by update, a line for each seed")
+
+
+def joined(losses: Sequence[tuple[str, int, float]]) -> tuple[list[int], list[float], list[int]]:
+    """Updates counted through all stages, their losses, and the update at which each stage ends."""
+    steps, ends, last = [], [], 0
+    for k, (stage, step, _) in enumerate(losses):
+        steps.append(last + step)
+        if k + 1 == len(losses) or losses[k + 1][0] != stage:
+            last = steps[-1]
+            ends.append(last)
+    return steps, [loss for _, _, loss in losses], ends
 
 
 def alignments(facts: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]) -> str:

@@ -20,7 +20,8 @@ from ..evaluate.receipts import write_json
 from ..evaluate.tasks import Record
 from . import charts
 from .claims import F, Verdict, claims_of, judged, title_of
-from .experiments import EXPERIMENTS, Experiment
+from .controls import BLIND, RANDOM_TWIN
+from .experiments import EXPERIMENTS, Experiment, table_1
 from .paper import PAPER, PAPER_WORDS
 from .results import Results, costs, read_results
 from .rows import Row, comm
@@ -65,6 +66,7 @@ def write_report(places: Places, scale: Scale) -> Path:
             claims=len(verdicts),
             sections=sections,
             words=BRANCHES,
+            learning=Markup(_learning(places, results, scale)),
             shown=_gallery(places, results, comm(scale).name),
             receipts=_receipts(results),
             pictures=[_inline(path) for path in pictures],
@@ -176,6 +178,15 @@ def _alignments(rows: Sequence[Row], results: Results) -> dict[str, Any]:
         if facts:
             found[row.name] = next(iter(facts.values()))
     return found
+
+
+def _learning(places: Places, results: Results, scale: Scale) -> str:
+    """How the rows of Table 1 came to see, between a random second encoder and no image."""
+    names = [*(row.name for row in table_1(scale)), RANDOM_TWIN, BLIND]
+    found = {name: results.of_row(name) for name in names if name in results.rows}
+    every = {name: [run["losses"] for run in runs.values() if run["losses"]] for name, runs in found.items()}
+    losses = {name: seeds for name, seeds in every.items() if seeds}
+    return _saved(charts.learning(losses), places.figures / "learning.svg") if losses else ""
 
 
 def _gallery(places: Places, results: Results, main: str) -> list[Any]:
