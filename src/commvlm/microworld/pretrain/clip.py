@@ -7,19 +7,20 @@ count as positives (Yang et al., "UniCL", arXiv 2204.03610), since a small world
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import CLIPModel
 
 from ..language import CAPTION_FORMS, listing
 from ..scene import Thing
 from ..tokenizer import build_tokenizer
-from .checkpoint import Progress, export, load_progress, save_progress
-from .optim import autocast, optimizers, schedule, step
+from .checkpoint import export
+from .loop import Pretraining, go_on
+from .optim import autocast, optimizers
 from .pool import scene_pool
 from .views import kept_half, window
 from .vit import keep_patches, new_clip, normalised
@@ -47,7 +48,7 @@ def caption(things: list[Thing], rng: np.random.Generator) -> str:
     return CAPTION_FORMS[int(rng.integers(len(CAPTION_FORMS)))].replace("{}", words)
 
 
-class CLIPTrainer:
+class CLIPTrainer(Pretraining[CLIPModel]):
     def __init__(self, budget: CLIPBudget, cache: Path) -> None:
         torch.manual_seed(budget.seed)
         self.budget = budget
@@ -80,8 +81,8 @@ class CLIPTrainer:
         same = torch.tensor([[a == c for c in meaning] for a in meaning])
         return pixels, kept, {"input_ids": ids["input_ids"], "attention_mask": ids["attention_mask"]}, same
 
-    def loss(self, update: int) -> tuple[Tensor, float]:
-        """(symmetric contrastive loss, share of images whose own caption is ranked first)."""
+    def loss(self, update: int) -> tuple[Tensor, dict[str, float]]:
+        """(symmetric contrastive loss; right: the share of images whose own caption is ranked first)."""
         pixels, kept, text, same = self.batch(update)
         with autocast():
             if kept is None:
@@ -93,31 +94,16 @@ class CLIPTrainer:
         target = same.float() / same.sum(1, keepdim=True)
         loss = -(target * logits.log_softmax(1)).sum(1).mean() - (target * logits.T.log_softmax(1)).sum(1).mean()
         right = same.gather(1, logits.argmax(1, keepdim=True)).float().mean().item()
-        return loss / 2, right
+        return loss / 2, {"right": right}
+
+    @torch.no_grad()
+    def after(self, update: int) -> None:
+        self.model.logit_scale.clamp_(max=np.log(100))
 
 
 def pretrain_clip(out: Path, budget: CLIPBudget, *, cache: Path, minutes: float | None = None) -> Path:
     """Trains the tiny CLIP into `out`; resumes from what is there. Returns the folder of its vision half."""
     trainer = CLIPTrainer(budget, cache)
-    progress = Progress(out, "clip", total=budget.updates, minutes=minutes)
     settings = {"objective": "image-text contrastive", **asdict(budget)}
-    start = load_progress(out, trainer.model, trainer.optimizers, settings)
-    trainer.model.train()
-    for update in progress.updates(start):
-        began = time.perf_counter()
-        loss, right = trainer.loss(update)
-        loss.backward()
-        norm = step(trainer.model, trainer.optimizers, schedule(update, total=budget.updates))
-        with torch.no_grad():
-            trainer.model.logit_scale.clamp_(max=np.log(100))
-        progress.log(
-            update, {"loss": loss.item(), "right": right, "norm": norm, "seconds": time.perf_counter() - began}
-        )
-        if progress.due():
-            save_progress(out, trainer.model, trainer.optimizers, update + 1, settings)
-    save_progress(out, trainer.model, trainer.optimizers, progress.done, settings)
-    return export(
-        trainer.model.vision_model,
-        out,
-        {**settings, "updates": progress.done, "views": progress.done * budget.batch, "seconds": progress.spent()},
-    )
+    facts = go_on(trainer, out, "clip", settings, minutes=minutes)
+    return export(trainer.model.vision_model, out, {**facts, "views": facts["updates"] * budget.batch})

@@ -7,7 +7,6 @@ dropped, at the end all patches.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -15,10 +14,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import ViTForImageClassification
 
 from ..scene import COLORS, DIFFICULTIES, Thing
-from .checkpoint import Progress, export, load_progress, save_progress
-from .optim import autocast, optimizers, schedule, step
+from .checkpoint import export
+from .loop import Pretraining, go_on
+from .optim import autocast, optimizers
 from .pool import scene_pool
 from .views import kept_half, window
 from .vit import keep_patches, new_vit, normalised
@@ -50,7 +51,7 @@ def dominant(things: Sequence[Thing]) -> list[Thing]:
     return [thing for thing in things if area(thing) == most]
 
 
-class DeiTTrainer:
+class DeiTTrainer(Pretraining[ViTForImageClassification]):
     def __init__(self, budget: DeiTBudget, cache: Path) -> None:
         torch.manual_seed(budget.seed)
         self.budget = budget
@@ -82,8 +83,8 @@ class DeiTTrainer:
                 row[self.classes[thing.color, thing.category]] += 1 / len(things)
         return pixels, kept, target
 
-    def loss(self, update: int) -> tuple[Tensor, float]:
-        """(cross-entropy, share of images whose first class is a dominant object's)."""
+    def loss(self, update: int) -> tuple[Tensor, dict[str, float]]:
+        """(cross-entropy; right: the share of images whose first class is a dominant object's)."""
         pixels, kept, target = self.batch(update)
         with autocast():
             if kept is None:
@@ -93,29 +94,12 @@ class DeiTTrainer:
                     logits = self.model(pixels).logits
         logits = logits.float()
         right = target.gather(1, logits.argmax(1, keepdim=True)) > 0
-        return -(target * logits.log_softmax(1)).sum(1).mean(), right.float().mean().item()
+        return -(target * logits.log_softmax(1)).sum(1).mean(), {"right": right.float().mean().item()}
 
 
 def pretrain_deit(out: Path, budget: DeiTBudget, *, cache: Path, minutes: float | None = None) -> Path:
     """Trains the tiny supervised ViT into `out`; resumes from what is there. Returns the folder of its encoder."""
     trainer = DeiTTrainer(budget, cache)
-    progress = Progress(out, "deit", total=budget.updates, minutes=minutes)
     settings = {"objective": "supervised: colour and category of the dominant object", **asdict(budget)}
-    start = load_progress(out, trainer.model, trainer.optimizers, settings)
-    trainer.model.train()
-    for update in progress.updates(start):
-        began = time.perf_counter()
-        loss, right = trainer.loss(update)
-        loss.backward()
-        norm = step(trainer.model, trainer.optimizers, schedule(update, total=budget.updates))
-        progress.log(
-            update, {"loss": loss.item(), "right": right, "norm": norm, "seconds": time.perf_counter() - began}
-        )
-        if progress.due():
-            save_progress(out, trainer.model, trainer.optimizers, update + 1, settings)
-    save_progress(out, trainer.model, trainer.optimizers, progress.done, settings)
-    return export(
-        trainer.model.vit,
-        out,
-        {**settings, "updates": progress.done, "views": progress.done * budget.batch, "seconds": progress.spent()},
-    )
+    facts = go_on(trainer, out, "deit", settings, minutes=minutes)
+    return export(trainer.model.vit, out, {**facts, "views": facts["updates"] * budget.batch})

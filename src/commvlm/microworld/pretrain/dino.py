@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import copy
 import math
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -27,8 +26,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ..scene import SIDE
-from .checkpoint import Progress, export, load_progress, save_progress
-from .optim import autocast, optimizers, schedule, step
+from .checkpoint import export
+from .loop import Pretraining, go_on
+from .optim import autocast, optimizers
 from .pool import scene_pool
 from .views import WINDOW, crops, placed, recolored, squares
 from .vit import GRID, keep_patches, new_dinov2, normalised
@@ -113,19 +113,23 @@ def hidden_patches(count: int, seen: int, rng: np.random.Generator) -> Tensor:
     return torch.from_numpy(rng.random((count, seen)).argsort(1) < np.floor(share * masked * seen))
 
 
-class DINOTrainer:
+class DINOTrainer(Pretraining[Student]):
     def __init__(self, budget: DINOBudget, cache: Path) -> None:
         torch.manual_seed(budget.seed)
         self.budget = budget
-        self.student = Student(budget.prototypes)
-        self.teacher = copy.deepcopy(self.student).requires_grad_(False)
+        self.model = Student(budget.prototypes)
+        self.teacher = copy.deepcopy(self.model).requires_grad_(False)
         self.past = nn.Module()
         self.past.register_buffer("scores", torch.zeros(budget.queue, budget.prototypes))
         self.past.register_buffer("count", torch.tensor(0))
-        self.state = nn.ModuleDict({"student": self.student, "teacher": self.teacher, "past": self.past})
-        self.optimizers = optimizers(self.student, muon_lr=budget.muon_lr, adam_lr=budget.adam_lr)
+        self.kept = nn.ModuleDict({"student": self.model, "teacher": self.teacher, "past": self.past})
+        self.optimizers = optimizers(self.model, muon_lr=budget.muon_lr, adam_lr=budget.adam_lr)
         self.scenes, first = scene_pool(cache, budget.scenes, budget.difficulty)
         self.looks = (first, scene_pool(cache, budget.scenes, budget.difficulty, look=1)[1])
+
+    @property
+    def state(self) -> nn.Module:
+        return self.kept
 
     def views(self, update: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(pixels of both global views (2b, 3, 64, 64), the patches seen (2b, m), which of these the student does not
@@ -166,11 +170,11 @@ class DINOTrainer:
             with torch.no_grad():
                 t_image, t_patches = self.teacher(pixels, kept)
                 t_scores, t_hidden = self.teacher.image_head(t_image), self.teacher.patch_head(t_patches[hidden])
-            s_image, s_patches = self.student(pixels, kept, hidden)
+            s_image, s_patches = self.model(pixels, kept, hidden)
             s_scores = torch.stack(
-                [self.student.image_head(s_image), self.student.image_head(self.student(pixels, small)[0])]
+                [self.model.image_head(s_image), self.model.image_head(self.model(pixels, small)[0])]
             )
-            s_hidden = self.student.patch_head(s_patches[hidden])
+            s_hidden = self.model.patch_head(s_patches[hidden])
         targets = self.image_targets(t_scores, temperature).roll(b.batch, 0)  # each view's is the other's
         image = -(targets * (s_scores / 0.1).log_softmax(-1)).sum(-1).mean()
         patch = -(sinkhorn(t_hidden, temperature) * (s_hidden / 0.1).log_softmax(-1)).sum(-1).mean()
@@ -179,29 +183,17 @@ class DINOTrainer:
         return total, {"image": image.item(), "patch": patch.item(), "koleo": spread.item()}
 
     @torch.no_grad()
-    def follow(self, update: int) -> None:
+    def after(self, update: int) -> None:
         """The teacher moves towards the student, ever more slowly."""
         b = self.budget
         momentum = 1 - (1 - b.momentum) * (math.cos(math.pi * update / b.updates) + 1) / 2
-        for t, s in zip(self.teacher.parameters(), self.student.parameters(), strict=True):
+        for t, s in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
             t.lerp_(s, 1 - momentum)
 
 
 def pretrain_dino(out: Path, budget: DINOBudget, *, cache: Path, minutes: float | None = None) -> Path:
     """Trains the tiny DINOv2 into `out`; resumes from what is there. Returns the folder of the teacher's backbone."""
     trainer = DINOTrainer(budget, cache)
-    progress = Progress(out, "dinov2", total=budget.updates, minutes=minutes)
     settings = {"objective": "self-distillation (DINO + iBOT + KoLeo)", **asdict(budget)}
-    start = load_progress(out, trainer.state, trainer.optimizers, settings)
-    for update in progress.updates(start):
-        began = time.perf_counter()
-        loss, parts = trainer.loss(update)
-        loss.backward()
-        norm = step(trainer.student, trainer.optimizers, schedule(update, total=budget.updates))
-        trainer.follow(update)
-        progress.log(update, {"loss": loss.item(), **parts, "norm": norm, "seconds": time.perf_counter() - began})
-        if progress.due():
-            save_progress(out, trainer.state, trainer.optimizers, update + 1, settings)
-    save_progress(out, trainer.state, trainer.optimizers, progress.done, settings)
-    facts = {**settings, "updates": progress.done, "views": progress.done * budget.batch * 4}
-    return export(trainer.teacher.backbone, out, {**facts, "seconds": progress.spent()})
+    facts = go_on(trainer, out, "dinov2", settings, minutes=minutes)
+    return export(trainer.teacher.backbone, out, {**facts, "views": facts["updates"] * budget.batch * 4})

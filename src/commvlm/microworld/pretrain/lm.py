@@ -7,7 +7,6 @@ arXiv 2305.09828).
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -21,8 +20,9 @@ from ...data.boxes import box_iou, parse_boxes
 from ..scene import DIFFICULTIES, Difficulty, sample_scene
 from ..tokenizer import COORDINATES, build_tokenizer
 from .attention import NAME as SHOWN_PREFIX
-from .checkpoint import Progress, export, load_progress, save_progress
-from .optim import autocast, optimizers, schedule, step
+from .checkpoint import export
+from .loop import Pretraining, go_on
+from .optim import autocast, optimizers, schedule
 from .symbols import GRID, SymbolBatch, position_code, prefix_ids, symbol_batch
 
 MIX = {"presence": 4.0, "rec": 4.0, "reg": 1.5, "count": 2.0, "color": 1.0, "relation": 2.0, "caption": 0.5}
@@ -111,7 +111,7 @@ class SymbolicEyes(nn.Module):
         return torch.stack(out)
 
 
-class LMTrainer:
+class LMTrainer(Pretraining[Qwen3ForCausalLM]):
     """One update = one batch of symbolic scenes, drawn from (seed, update) alone, so a resumed run is the same run."""
 
     def __init__(self, budget: LMBudget) -> None:
@@ -149,8 +149,13 @@ class LMTrainer:
         scenes = [sample_scene(split, first + i, self.world(update)) for i in range(b.scenes)]
         return symbol_batch(scenes, self.tokenizer, questions=b.questions, mix=MIX, rng=rng, difficulty=b.difficulty)
 
-    def loss(self, batch: SymbolBatch, update: int) -> tuple[Tensor, float]:
-        """(training loss, share of supervised tokens predicted right)."""
+    def rate(self, update: int) -> float:
+        b = self.budget
+        return schedule(update, total=b.updates, warmup=b.warmup, hold=b.hold)
+
+    def loss(self, update: int) -> tuple[Tensor, dict[str, float]]:
+        """(training loss; right: the share of supervised tokens that are predicted)."""
+        batch = self.batch(update)
         scenes, p = len(batch.ids), len(self.prefix)
         with autocast():
             out = self.read(batch, torch.Generator().manual_seed(update))
@@ -165,7 +170,7 @@ class LMTrainer:
         right = (logs.argmax(-1) == targets).float().mean().item()
         if self.budget.hint > 0:
             loss = loss + self.budget.hint * self._hint_loss(batch, out.attentions)  # pyright: ignore[reportArgumentType]
-        return loss, right
+        return loss, {"right": right}
 
     def read(self, batch: SymbolBatch, rng: torch.Generator) -> BaseModelOutputWithPast:
         """The base model's output over prefix and branches; `rng` draws the scenes' noise."""
@@ -220,24 +225,9 @@ class LMTrainer:
 def pretrain_lm(out: Path, budget: LMBudget, *, minutes: float | None = None) -> Path:
     """Trains the tiny LM into `out` (checkpoint and log); resumes from what is there. Returns the model's folder."""
     trainer = LMTrainer(budget)
-    progress = Progress(out, "lm", total=budget.updates, minutes=minutes)
-    start = load_progress(out, trainer.model, trainer.optimizers, asdict(budget))
-    trainer.model.train()
-    for update in progress.updates(start):
-        began = time.perf_counter()
-        loss, right = trainer.loss(trainer.batch(update), update)
-        loss.backward()
-        factor = schedule(update, total=budget.updates, warmup=budget.warmup, hold=budget.hold)
-        norm = step(trainer.model, trainer.optimizers, factor)
-        progress.log(
-            update, {"loss": loss.item(), "right": right, "norm": norm, "seconds": time.perf_counter() - began}
-        )
-        if progress.due():
-            save_progress(out, trainer.model, trainer.optimizers, update + 1, asdict(budget))
-    save_progress(out, trainer.model, trainer.optimizers, progress.done, asdict(budget))
-    facts = {"objective": "answering about symbolic scenes", **asdict(budget), "updates": progress.done}
+    facts = go_on(trainer, out, "lm", asdict(budget), minutes=minutes)
     trainer.tokenizer.padding_side = "left"
-    return export(trainer.model, out, {**facts, "seconds": progress.spent()}, trainer.tokenizer)
+    return export(trainer.model, out, {"objective": "answering about symbolic scenes", **facts}, trainer.tokenizer)
 
 
 @torch.no_grad()

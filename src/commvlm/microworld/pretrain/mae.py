@@ -7,17 +7,18 @@ scenes come first: there an object is so large that the patches that are left of
 
 from __future__ import annotations
 
-import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from transformers import ViTMAEForPreTraining
 
 from ..scene import SIDE
-from .checkpoint import Progress, export, load_progress, save_progress
-from .optim import autocast, optimizers, schedule, step
+from .checkpoint import export
+from .loop import Pretraining, go_on
+from .optim import autocast, optimizers
 from .pool import scene_pool
 from .views import crops
 from .vit import GRID, new_mae, normalised
@@ -52,7 +53,7 @@ def masked_targets(patches: Tensor) -> Tensor:
     return shape / (shape.square().mean(-1, keepdim=True) + FLOOR).sqrt()
 
 
-class MAETrainer:
+class MAETrainer(Pretraining[ViTMAEForPreTraining]):
     def __init__(self, budget: MAEBudget, cache: Path) -> None:
         torch.manual_seed(budget.seed)
         self.budget = budget
@@ -60,8 +61,8 @@ class MAETrainer:
         self.optimizers = optimizers(self.model, muon_lr=budget.muon_lr, adam_lr=budget.adam_lr)
         _, self.pixels = scene_pool(cache, budget.scenes, budget.difficulty)
 
-    def loss(self, update: int) -> tuple[Tensor, float]:
-        """(mean squared error over the hidden patches, the share of their variance that it leaves unexplained)."""
+    def loss(self, update: int) -> tuple[Tensor, dict[str, float]]:
+        """(mean squared error over the hidden patches; unexplained: the share of their variance that it leaves)."""
         b = self.budget
         rng = np.random.Generator(np.random.Philox(key=[b.seed + 303, update]))
         chosen = rng.integers(len(self.pixels), size=b.batch)
@@ -74,29 +75,12 @@ class MAETrainer:
         hidden = seen.mask.bool()
         targets = masked_targets(self.model.patchify(pixels))[hidden]
         error = (said.float()[hidden] - targets).square().mean()
-        return error, (error.detach() / targets.square().mean()).item()
+        return error, {"unexplained": (error.detach() / targets.square().mean()).item()}
 
 
 def pretrain_mae(out: Path, budget: MAEBudget, *, cache: Path, minutes: float | None = None) -> Path:
     """Trains the tiny MAE into `out`; resumes from what is there. Returns the folder of its encoder."""
     trainer = MAETrainer(budget, cache)
-    progress = Progress(out, "mae", total=budget.updates, minutes=minutes)
     settings = {"objective": "masked pixels, 75 % hidden", **asdict(budget)}
-    start = load_progress(out, trainer.model, trainer.optimizers, settings)
-    trainer.model.train()
-    for update in progress.updates(start):
-        began = time.perf_counter()
-        loss, left = trainer.loss(update)
-        loss.backward()
-        norm = step(trainer.model, trainer.optimizers, schedule(update, total=budget.updates))
-        progress.log(
-            update, {"loss": loss.item(), "unexplained": left, "norm": norm, "seconds": time.perf_counter() - began}
-        )
-        if progress.due():
-            save_progress(out, trainer.model, trainer.optimizers, update + 1, settings)
-    save_progress(out, trainer.model, trainer.optimizers, progress.done, settings)
-    return export(
-        trainer.model.vit,
-        out,
-        {**settings, "updates": progress.done, "views": progress.done * budget.batch, "seconds": progress.spent()},
-    )
+    facts = go_on(trainer, out, "mae", settings, minutes=minutes)
+    return export(trainer.model.vit, out, {**facts, "views": facts["updates"] * budget.batch})
