@@ -17,6 +17,7 @@ from commvlm.data.example import Example, Turn
 from commvlm.data.templates import instruct
 from commvlm.microworld.cards import write_card
 from commvlm.microworld.pretrain import checkpoint, clip, deit, dino, lm, mae
+from commvlm.microworld.pretrain.loop import go_on
 from commvlm.microworld.pretrain.pool import scene_pool
 from commvlm.microworld.pretrain.run import ENCODERS, pretrain
 from commvlm.microworld.pretrain.symbols import GRID, coverage, parted
@@ -277,6 +278,25 @@ def test_a_shipped_encoder_is_small_and_gives_every_layer_to_a_recipe(folder):
     states = read_layers(encoder, torch.randn(1, 3, 64, 64), layers=range(1, 9))
     assert [tuple(state.shape) for state in states] == [(1, 64, 128)] * 8
     assert all(state.isfinite().all() for state in states)
+
+
+def test_the_teacher_follows_the_student_after_every_update(tmp_path):
+    budget = dino.DINOBudget(updates=1, batch=4, prototypes=8, queue=20, scenes=4, momentum=0.75)
+    trainer = dino.DINOTrainer(budget, tmp_path)
+    began = [p.clone() for p in trainer.teacher.parameters()]
+    go_on(trainer, tmp_path / "run", "dinov2", {}, minutes=None)
+    parameters = zip(began, trainer.teacher.parameters(), trainer.model.parameters(), strict=True)
+    for start, teacher, student in parameters:
+        torch.testing.assert_close(teacher, 0.75 * start + 0.25 * student)
+    assert any(not torch.equal(a, b) for a, b in zip(began, trainer.teacher.parameters(), strict=True))
+
+
+def test_clips_temperature_stays_where_its_authors_stop_it(tmp_path):
+    trainer = clip.CLIPTrainer(clip.CLIPBudget(updates=1, batch=4, scenes=4), tmp_path)
+    with torch.no_grad():
+        trainer.model.logit_scale.fill_(9.0)
+    go_on(trainer, tmp_path / "run", "clip", {}, minutes=None)
+    assert trainer.model.logit_scale.exp().item() == pytest.approx(100)
 
 
 @pytest.mark.slow
