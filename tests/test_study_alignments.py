@@ -25,14 +25,14 @@ def test_effective_rank_by_hand():
 def test_gradients_and_spread_are_those_of_the_layers_themselves(tmp_path):
     scale = load_scale("micro")
     world = write_world(tmp_path / "world", train=4, test=2)
-    recipe = recipe_of(scale, aligned(scale, scale.encoder("dinov2"), 2, 4), 0, data=str(world))
+    recipe = recipe_of(scale, aligned(scale, scale.encoder("mae"), 2, 4), 0, data=str(world))
     model, processor = assemble(recipe.model)
     batch = _batch(recipe, model, processor)
-    found = measure(model, batch)["dinov2"]
+    found = measure(model, batch)["mae"]
     assert len(found) == 3  # two hidden layers and the one out
     model.zero_grad()
     model(**batch).loss.backward()
-    align = model.model.vision_tower.branches["dinov2"].align
+    align = model.model.vision_tower.branches["mae"].align
     linears = [part for part in align if isinstance(part, nn.Linear)]
     merged = []
     handle = align.register_forward_pre_hook(lambda module, given: merged.append(given[0]))
