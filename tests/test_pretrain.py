@@ -311,6 +311,7 @@ def test_every_encoder_is_made_from_nothing_and_gets_its_card(part, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_the_tiny_language_model_learns_presence_in_minutes(tmp_path):
     budget = lm.LMBudget(updates=400, scenes=8)
     folder = lm.pretrain_lm(tmp_path / "lm", budget)
