@@ -5,8 +5,9 @@ import pytest
 
 from commvlm.evaluate.tasks import Record, task_named
 from commvlm.study import charts
-from commvlm.study.claims import Claim, difference, judged, word
+from commvlm.study.claims import Claim, claims_of, difference, judged, word
 from commvlm.study.controls import BLIND
+from commvlm.study.settings import load_scale
 from commvlm.study.statistics import Estimate, estimates, holm, seed_errors
 from commvlm.study.tallies import Tally, tally
 
@@ -154,3 +155,9 @@ def test_a_learning_curve_counts_updates_through_the_stages():
     drawn = charts.learning({"one row": [losses, losses], "another": [losses]})
     assert drawn.count("one row") == 1
     assert drawn.count("another") == 1
+
+
+def test_the_gain_of_merging_is_held_against_one_good_layer():
+    """Not against the last layer alone: a control that needs no run of its own."""
+    found = [claim.terms for claim in claims_of(load_scale("micro")) if claim.finding == "C" and claim.task == "rec"]
+    assert {"clip lln-layerscale all": 1.0, "clip 4": -1.0} in found

@@ -141,14 +141,18 @@ def _against(
 def _layers(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list[Claim]:
     """F1, on layers chosen beforehand: the middle, two thirds, the last of the sweep. A peak chosen from the data would
     flatter itself."""
-    top = max(scale.layers)
-    middle, late = (min(scale.layers, key=lambda layer: abs(layer - share * top)) for share in (0.5, 0.7))
+    top, middle, late = (_at(scale, share) for share in (1, 0.5, 0.7))
     name: Callable[[int], str] = lambda layer: single_name(first, layer)  # noqa: E731
     return [
         *_against("F1", f"{first.name}: layer {middle} above layer {top}", ["rec"], name(middle), name(top)),
         *_against("F1", f"{first.name}: layer {top} above layer {middle}", ["pope"], name(top), name(middle)),
         *_against("F1", f"{first.name}: layer {late} above layer {top}", ["reg"], name(late), name(top)),
     ]
+
+
+def _at(scale: Scale, share: float) -> int:
+    """The layer of the sweep that is nearest to this share of its deepest."""
+    return min(scale.layers, key=lambda layer: abs(layer - share * max(scale.layers)))
 
 
 def _alignment(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list[Claim]:
@@ -219,7 +223,10 @@ def _controls(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list[C
     whole = comm(scale).name
     tasks = [task for task in ("rec", "pope", "vqa") if task in scale.tasks]
     lasts = [single_name(given, given.last) for given in (first, second)]
+    middle = _at(scale, 0.5)
+    single = f"{first.name}: all levels merged above its layer {middle} alone"
     found = [
+        *_against("C", single, tasks, mfm(scale, first).name, single_name(first, middle)),
         *_against("C", "fusion without merging above the first encoder alone", tasks, c.NO_MERGE, lasts[0]),
         *_against("C", "fusion without merging above the second encoder alone", tasks, c.NO_MERGE, lasts[1]),
         *_against("C", "merging adds to fusion", tasks, whole, c.NO_MERGE),

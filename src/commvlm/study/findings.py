@@ -15,7 +15,7 @@ from .tables import TITLES, adjusted_p, cell
 
 COMMANDS = {
     "F1": "figure-2", "F2": "table-1 table-6 controls", "F3": "table-1 figure-3", "F4": "table-7 figure-2", "F5": "table-1",
-    "C": "controls",
+    "C": "controls figure-2",
 }  # fmt: skip
 """Finding -> the experiments that have its rows."""
 
