@@ -418,6 +418,7 @@ def test_a_studys_results_are_read_by_the_probes_names(tmp_path):
     rows = {
         "clip 5": {"seeds": 3, "rec": [28.1, 26.14, 30.06], "pope": [55.0, 54.0, 56.0], "vqa": [1.0, 0.0, 2.0]},
         "clip last": {"seeds": 3, "rec": [26.3, 26.3, 26.3]},
+        "clip 8": {"seeds": 3, "rec": [26.3, 26.3, 26.3]},
         "clip lln-layerscale all": {"seeds": 3, "reg": [120.0, 110.0, 130.0]},
         "clip+dinov2 comm": {"seeds": 3, "rec": [30.0, 29.0, 31.0]},
         "comm": {"seeds": 3, "rec": [30.0, 29.0, 31.0]},
