@@ -121,6 +121,7 @@ def _section(name: str, scale: Scale, results: Results, places: Places) -> dict[
         "experiment": experiment,
         "table": scores_of(experiment.title, rows, tasks, results, taken),
         "chart": Markup(_saved(_chart(name, experiment, rows, tasks, results), places.figures / f"{name}.svg")),
+        "panels": 1 if experiment.over or name in ("weights", "collapse") else len(tasks),
         "paper": PAPER.get(name),
         "words": PAPER_WORDS.get(name, ""),
     }
