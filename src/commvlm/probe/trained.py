@@ -53,15 +53,15 @@ def _of_study(rows: Mapping[str, Any], depths: Mapping[str, int]) -> dict[str, l
     """Rows of one encoder with one layer, or with a merge that the probe reads, each once ("clip last" is "clip 8" again);
     percent, as [mean, low, high]."""
     found: dict[str, list[Trained]] = {}
-    known_places = set()
+    seen = set[tuple[str, str]]()
     for name, row in rows.items():
         encoder, _, rest = name.partition(" ")
         place = PLACE_OF.get(rest, rest)
         if rest == "last" and encoder in depths:
             place = str(depths[encoder])
-        if encoder not in depths or not (place.isdigit() or rest in PLACE_OF) or (encoder, place) in known_places:
+        if encoder not in depths or not (place.isdigit() or rest in PLACE_OF) or (encoder, place) in seen:
             continue
-        known_places.add((encoder, place))
+        seen.add((encoder, place))
         for task, known in TASK_OF.items():
             if task in row:
                 mean, low, high = row[task]
