@@ -63,8 +63,8 @@ def dots(names: Sequence[str], panels: Mapping[str, Mapping[str, Estimate]]) -> 
 
 
 def learning(rows: Mapping[str, Sequence[Sequence[tuple[str, int, float]]]]) -> str:
-    """Row -> per seed its (stage, step within it, loss in nats a token): a line for each seed, stages after each other; a point
-    is the mean of `SMOOTHED` logged losses."""
+    """Row -> per seed its (stage, step within it, loss in nats a token): a line for each seed, stages after each other;
+    a point is the mean of `SMOOTHED` logged losses."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6, 4.2), layout="constrained")
         panel = figure.subplots()
