@@ -327,6 +327,15 @@ def test_the_whole_study_of_two_rows_and_its_report(tmp_path, scale):
     assert told.endswith("<!-- study: end -->\nlast\n")
     assert "old" not in told
     assert (root / "results" / f"{key}.json").stat().st_mtime_ns == stamp
+    bundle = tmp_path / "runs.jsonl.xz"
+    sent = subprocess.run([*call, "--export", str(bundle)], capture_output=True, text=True, timeout=280)
+    assert (sent.returncode, sent.stdout) == (0, f"{bundle}: the results of 2 runs\n")
+    there = [*call[:7], "--out", str(tmp_path / "there")]
+    drawn = subprocess.run([*there, "--import", str(bundle), "--report"], capture_output=True, text=True, timeout=280)
+    assert drawn.returncode == 0, drawn.stderr[-2000:]
+    assert f"2 results taken from {bundle}; 2 runs are done" in drawn.stderr
+    for name in ("results.json", "results.csv", "tables/claims.md"):
+        assert (tmp_path / "there" / name).read_bytes() == (root / name).read_bytes()
     other = subprocess.run([*call[:4], "figure-9"], capture_output=True, text=True, timeout=100)
     assert other.returncode == 2
     assert "no experiment 'figure-9'" in other.stderr

@@ -18,7 +18,9 @@ EXAMPLES = """  commvlm study figure-2 --scale quick
   commvlm study all --scale micro --seeds 3 --jobs 2
   commvlm study table-1 controls --scale analysis --data DIR --list
   commvlm study all --scale micro --report          # only draws the report anew
-  commvlm study all --scale micro --report --into docs/findings.md"""
+  commvlm study all --scale micro --report --into docs/findings.md
+  commvlm study all --scale micro --export micro.runs.jsonl.xz    # what is done, as one file
+  commvlm study all --scale micro --import micro.runs.jsonl.xz --report"""
 
 
 def add_study(commands: argparse._SubParsersAction) -> None:
@@ -38,6 +40,10 @@ def add_study(commands: argparse._SubParsersAction) -> None:
         "--list", action="store_true", help="only print the rows, how many runs they are and what they cost"
     )
     parser.add_argument("--report", action="store_true", help="only draw the report from what is done")
+    parser.add_argument(
+        "--import", dest="source", type=Path, metavar="FILE", help="first take the results that FILE has of these runs"
+    )
+    parser.add_argument("--export", type=Path, metavar="FILE", help="only write the results of these runs into FILE")
     parser.add_argument("--into", type=Path, help="a Markdown page between whose marks the findings are put, too")
 
 
@@ -45,15 +51,24 @@ def _study(options: argparse.Namespace) -> int:
     from rich.console import Console
 
     from ..app.marks import check_marks
+    from ..study.bundle import pack
     from ..study.report import write_report
     from ..study.runs import Places
-    from ..study.study import asked, grid_table, planned, study
+    from ..study.study import asked, grid_table, planned, study, take
 
     wanted = asked(options.experiments, scale=options.scale, out=options.out, seeds=options.seeds, data=options.data)
     places = Places(wanted.root)
     console = Console(stderr=True)
     if options.into is not None:
         check_marks(options.into, "study")
+    if options.source is not None:
+        taken, done = take(wanted, options.source)
+        said = f"{taken} results taken from {options.source}; {done} runs are done"
+        console.print(said, highlight=False, soft_wrap=True, markup=False)
+    if options.export is not None:
+        packed = pack(places, [run.key for run in planned(wanted)[1]], options.export)
+        print(f"{options.export}: the results of {packed} runs")
+        return 0
     if options.list:
         print(grid_table(*planned(wanted), places, scale=wanted.scale, gpu=options.gpu, console=console))
         return 0
