@@ -107,12 +107,16 @@ def test_layers_keep_their_relative_depth_or_their_distance_from_the_end():
     assert scaled(range(1, 25), 24, 8) == tuple(range(1, 9))
 
 
-def test_an_encoder_more_is_one_line_and_shows_in_the_layer_sweep(tmp_path):
+def test_an_encoder_more_is_one_line_and_shows_in_every_sweep(tmp_path):
     said = yaml.safe_load(shipped_scales()["micro"].read_text())
     said["encoders"].append({"name": "third", "checkpoint": "micro:clip", "weights": "random"})
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(said))
-    names = [row.name for row in rows_of(load_scale(str(tmp_path / "mine.yaml")), ["figure-2", "table-7"])]
-    assert [f"third {layer}" in names for layer in said["layers"]] == [True] * len(said["layers"])
+    scale = load_scale(str(tmp_path / "mine.yaml"))
+    names = {name: {row.name for row in rows_of(scale, [name])} for name in ("figure-2", "figure-3", "table-7")}
+    assert {f"third {layer}" for layer in said["layers"]} <= names["figure-2"]
+    assert {"third last", "third mean half", "third mean all", "third lln-layerscale all"} <= names["figure-3"]
+    assert {"third 6", "third 8"} <= names["table-7"]
+    assert not any(name.startswith("deit") for name in names["figure-3"])  # its line says merges: false
 
 
 @pytest.mark.parametrize(
@@ -137,6 +141,8 @@ def test_a_scale_that_does_not_fit_is_refused(tmp_path, change, message):
 def test_data_that_a_scale_would_not_read_are_refused(tmp_path):
     with pytest.raises(ValueError, match="quick makes its own micro world and reads no --data"):
         asked(["figure-2"], scale="quick", out=None, seeds=None, data=tmp_path)
+    with pytest.raises(ValueError, match="quick makes its own micro world and counts no hours of a --gpu"):
+        asked(["figure-2"], scale="quick", out=None, seeds=None, data=None, gpu="h200")
 
 
 def test_an_unknown_scale_is_answered_with_the_nearest():

@@ -35,7 +35,7 @@ def add_study(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--executor", default="local", choices=("local", "submitit", "ray"), help="where runs are executed"
     )
-    parser.add_argument("--gpu", default="h100", help="by which the hours of a scale on real data are counted (h100)")
+    parser.add_argument("--gpu", help="by which the hours of a scale on real data are counted (h100)")
     parser.add_argument(
         "--list", action="store_true", help="only print the rows, how many runs they are and what they cost"
     )
@@ -56,7 +56,10 @@ def _study(options: argparse.Namespace) -> int:
     from ..study.runs import Places
     from ..study.study import asked, grid_table, planned, study, take
 
-    wanted = asked(options.experiments, scale=options.scale, out=options.out, seeds=options.seeds, data=options.data)
+    wanted = asked(
+        options.experiments, scale=options.scale, out=options.out, seeds=options.seeds, data=options.data,
+        gpu=options.gpu,
+    )  # fmt: skip
     places = Places(wanted.root)
     console = Console(stderr=True)
     if options.into is not None:
@@ -70,14 +73,14 @@ def _study(options: argparse.Namespace) -> int:
         print(f"{options.export}: the results of {packed} runs")
         return 0
     if options.list:
-        print(grid_table(*planned(wanted), places, scale=wanted.scale, gpu=options.gpu, console=console))
+        print(grid_table(*planned(wanted), places, scale=wanted.scale, gpu=wanted.gpu, console=console))
         return 0
     if options.report:
         print(write_report(places, wanted.scale))
         _tell(options.into, places, wanted.scale)
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it started ends with it
-    report, failed = study(wanted, jobs=options.jobs, executor=options.executor, console=console, gpu=options.gpu)
+    report, failed = study(wanted, jobs=options.jobs, executor=options.executor, console=console)
     print(report)
     for one in failed:
         said = f"failed: {one.run.name}: {one.reason}"

@@ -31,9 +31,12 @@ def figure_2(scale: Scale) -> list[Row]:
 
 
 def figure_3(scale: Scale) -> list[Row]:
-    """Merging strategies: Mean(half), then each merge over all layers, for both encoders of the pair."""
+    """Merging strategies: Mean(half), then each merge over all layers, for both encoders of the pair and others that are not
+    left out by their `merges`."""
     rows = []
-    for given in pair(scale):
+    for given in scale.encoders:
+        if not (given.merges or given.name in scale.pair):
+            continue
         rows += [single(scale, given, given.last), merged(scale, given, "mean", given.deep)]
         rows += [merged(scale, given, merge, "all") for merge in MERGES]
         if given.merged != "all":

@@ -23,7 +23,7 @@ class StudyEncoder:
 
     name, checkpoint, image_size: as in a recipe. align: how its features are aligned (the paper: an MLP where the encoder
     never saw text). merged: the layers that its merged branch takes ("+ MFM", COMM). last: the layer that stands for "one
-    deep layer". deep: the layers that Mean(half) takes.
+    deep layer". deep: the layers that Mean(half) takes. merges: whether Figure 3 has it; the pair always is there.
     """
 
     name: str
@@ -34,6 +34,7 @@ class StudyEncoder:
     last: int = -1
     deep: int | str | list[int | str] = "half"
     weights: str = "checkpoint"
+    merges: bool = True
 
 
 @dataclass(frozen=True)

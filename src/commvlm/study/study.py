@@ -32,26 +32,31 @@ MEASURED = 5
 
 @dataclass(frozen=True)
 class Asked:
-    """What a call wants. names: experiments. root: the study's folder. data: of a scale without a world of its own."""
+    """What a call wants. names: experiments. root: the study's folder. data: of a scale without a world of its own.
+    gpu: by which such a scale's cost is counted, and said before anything starts."""
 
     names: Sequence[str]
     scale: Scale
     root: Path
     data: Path | None = None
+    gpu: str = "h100"
 
 
-def asked(names: Sequence[str], *, scale: str, out: Path | None, seeds: int | None, data: Path | None) -> Asked:
-    """Raises ValueError for an experiment or a scale that there is not, naming the nearest, and for data that it would not
-    use."""
+def asked(
+    names: Sequence[str], *, scale: str, out: Path | None, seeds: int | None, data: Path | None, gpu: str | None = None
+) -> Asked:
+    """Raises ValueError for an experiment or a scale that there is not, naming the nearest, and for data or a GPU that it
+    would not use."""
     experiments_named(list(names))
     found = load_scale(scale)
-    if data is not None and found.world is not None:
-        raise ValueError(
-            f"scale {found.name} makes its own micro world and reads no --data: leave it out, or use another scale"
-        )
+    for flag, value, use in (("--data", data, "reads no"), ("--gpu", gpu, "counts no hours of a")):
+        if value is not None and found.world is not None:
+            raise ValueError(
+                f"scale {found.name} makes its own micro world and {use} {flag}: leave it out, or use another scale"
+            )
     if seeds is not None:
         found = replace(found, seeds=seeds)
-    return Asked(tuple(names), found, out or Path("runs/study") / found.name, data)
+    return Asked(tuple(names), found, out or Path("runs/study") / found.name, data, gpu or Asked.gpu)
 
 
 def planned(asked: Asked) -> tuple[list[Row], list[Run]]:
@@ -77,10 +82,8 @@ def _data(asked: Asked) -> Path:
     return write_world(folder, train=world.train, test=world.test, difficulty=world.difficulty).resolve()
 
 
-def study(asked: Asked, *, jobs: int, executor: str, console: Console, gpu: str = "h100") -> tuple[Path, list[Failure]]:
+def study(asked: Asked, *, jobs: int, executor: str, console: Console) -> tuple[Path, list[Failure]]:
     """Runs what has no result yet, and writes the report; returns its path and the runs that failed.
-
-    gpu: by which the cost of a scale on real data is counted and said before anything starts.
 
     Raises ValueError for rows that cannot be run (all of them named, before anything starts), for an executor that there is
     not, and where another process works on the folder; OSError when the disk is full.
@@ -91,7 +94,7 @@ def study(asked: Asked, *, jobs: int, executor: str, console: Console, gpu: str 
         rows, runs = planned(asked)
         places = Places(asked.root)
         if asked.scale.world is None and runs:
-            said = priced(runs, places, gpu=gpu, console=console)
+            said = priced(runs, places, gpu=asked.gpu, console=console)
             console.print(said, highlight=False, soft_wrap=True, markup=False)
         remember(places, rows, runs, asked)
         write_jobs(places, runs)
