@@ -1,9 +1,8 @@
-"""The study's rows, runs and schedule: what is asked is run once, what fails is told, what is killed goes on."""
+"""The study's schedule: what is asked is run once, what fails is told, what is killed goes on."""
 
 import io
 import json
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -15,18 +14,14 @@ import yaml
 from rich.console import Console
 
 from commvlm.microworld.writer import write_world
-from commvlm.model.spec import build_config
-from commvlm.study.controls import scaled
 from commvlm.study.executors import EXECUTORS
-from commvlm.study.experiments import EXPERIMENTS, experiments_named, rows_of
-from commvlm.study.rows import Row, encoder
-from commvlm.study.runs import Places, runs_of, weights_hash, write_jobs
+from commvlm.study.experiments import rows_of
+from commvlm.study.runs import Places, runs_of, write_jobs
 from commvlm.study.schedule import go_over, locked
 from commvlm.study.settings import Scale, load_scale, shipped_scales
-from commvlm.study.study import Asked, asked, planned, remember
-from commvlm.study.worker import alone
+from commvlm.study.study import Asked, planned, remember
+from commvlm.study.worker import alone, logged_seconds
 from commvlm.study.worker import main as worker
-from commvlm.train.assemble import located, model_settings
 
 QUIET = Console(file=io.StringIO())
 
@@ -39,115 +34,6 @@ def world(tmp_path_factory):
 @pytest.fixture
 def scale() -> Scale:
     return load_scale("micro")
-
-
-def test_every_row_of_every_experiment_can_be_built(scale, world):
-    rows = rows_of(scale, ["all"])
-    scale = replace(scale, seeds=2)
-    assert len({row.name for row in rows}) == len(rows)
-    assert {row.name for e in EXPERIMENTS.values() for row in e.rows(scale)} == {row.name for row in rows}
-    runs = runs_of(scale, rows, data=str(world))
-    assert len(runs) == len(rows) * scale.seeds
-    assert [run.seed for run in runs] == sorted(run.seed for run in runs)
-
-
-def test_one_model_said_in_two_ways_is_one_run(scale, world, tmp_path):
-    clip = scale.encoder("clip")
-    rows = [Row("a", scale.model(encoder(clip, -1))), Row("b", scale.model(encoder(clip, 8)))]
-    rows += [Row("c", scale.model(encoder(clip, 8, name="other"))), Row("d", scale.model(encoder(clip, 7)))]
-    rows += [Row("e", scale.model(encoder(clip, 8)), pixels="grey")]
-    rows += [Row("f", scale.model(encoder(clip, 8, weights="random")))]
-    keys = [run.key for run in runs_of(replace(scale, seeds=1), rows, data=str(world))]
-    assert keys[0] == keys[1] == keys[2]
-    assert len(set(keys)) == 4
-    moved = shutil.copytree(Path(located("micro:clip")), tmp_path / "moved")
-    elsewhere = Row("g", scale.model(replace(encoder(clip, 8), checkpoint=str(moved))))
-    again = lambda: runs_of(replace(scale, seeds=1), [elsewhere], data=str(world))[0].key  # noqa: E731
-    assert again() == keys[0]
-    (moved / "card.json").write_text("{}")
-    weights_hash.cache_clear()
-    assert again() == keys[0]  # what is told about the weights is no part of them
-    with (moved / "model.safetensors").open("ab") as file:
-        file.write(b" ")
-    weights_hash.cache_clear()
-    assert again() != keys[0]
-
-
-def test_other_data_are_another_run(scale, tmp_path):
-    row = rows_of(scale, ["figure-2"])[:1]
-    one, other = (write_world(tmp_path / str(size), train=size, test=2) for size in (4, 5))
-    keys = [runs_of(replace(scale, seeds=1), row, data=str(folder))[0].key for folder in (one, other)]
-    assert keys[0] != keys[1]
-
-
-def test_rows_that_cannot_be_run_are_all_named_before_anything_starts(scale, world):
-    bad = [Row("too deep", scale.model(encoder(scale.encoder("clip"), 9)))]
-    bad.append(Row("odd merge", scale.model(encoder(scale.encoder("clip"), "all", "mode"))))
-    with pytest.raises(ValueError, match=r"2 of 2 rows cannot be run: too deep: .*9.*; odd merge: .*mode"):
-        runs_of(scale, bad, data=str(world))
-
-
-def test_an_unknown_experiment_is_answered_with_the_nearest():
-    with pytest.raises(ValueError, match=r"no experiment 'figure2'; did you mean figure-2"):
-        experiments_named(["figure2"])
-
-
-def test_peers_keep_their_shape_on_other_encoders(scale):
-    rows = {row.name: row for row in EXPERIMENTS["peers"].rows(scale)}
-    config = build_config(**model_settings(rows["peer prismatic-dinosiglip"].model)).vision_config
-    assert [branch["name"] for branch in config.branches] == [scale.pair[1], scale.pair[0]]  # its DINOv2 first
-    assert [branch["layers"] for branch in config.branches] == [[7], [7]]  # the second last, as there
-    sci = build_config(**model_settings(rows["peer dense-connector-sci"].model)).vision_config
-    assert sci.branches[0]["layers"] == [3, 5, 7]  # 8, 16 and 23 of 24
-
-
-def test_layers_keep_their_relative_depth_or_their_distance_from_the_end():
-    assert scaled([8, 16, 24], 24, 8) == (3, 5, 8)
-    assert scaled([22, 23, 24], 24, 8) == (6, 7, 8)
-    assert scaled(range(1, 25), 24, 8) == tuple(range(1, 9))
-
-
-def test_an_encoder_more_is_one_line_and_shows_in_every_sweep(tmp_path):
-    said = yaml.safe_load(shipped_scales()["micro"].read_text())
-    said["encoders"].append({"name": "third", "checkpoint": "micro:clip", "weights": "random"})
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(said))
-    scale = load_scale(str(tmp_path / "mine.yaml"))
-    names = {name: {row.name for row in rows_of(scale, [name])} for name in ("figure-2", "figure-3", "table-7")}
-    assert {f"third {layer}" for layer in said["layers"]} <= names["figure-2"]
-    assert {"third last", "third mean half", "third mean all", "third lln-layerscale all"} <= names["figure-3"]
-    assert {"third 6", "third 8"} <= names["table-7"]
-    assert not any(name.startswith("deit") for name in names["figure-3"])  # its line says merges: false
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"seeeds": 3}, r"unknown key 'seeeds'.*seeds"),
-        ({"pair": ["clip", "clap"]}, r"pair names 'clap', which is none of"),
-        ({"seeds": 0}, r"seeds is 0"),
-        ({"layers": []}, r"layers is empty"),
-        ({"depths": []}, r"depths is empty"),
-        ({"tasks": ["recc"]}, r"no task 'recc'; did you mean 'rec'"),
-        ({"seeds": "many"}, r"seeds"),
-    ],
-)
-def test_a_scale_that_does_not_fit_is_refused(tmp_path, change, message):
-    said = yaml.safe_load(shipped_scales()["micro"].read_text())
-    (tmp_path / "mine.yaml").write_text(yaml.safe_dump({**said, **change}))
-    with pytest.raises(ValueError, match=message):
-        load_scale(str(tmp_path / "mine.yaml"))
-
-
-def test_data_that_a_scale_would_not_read_are_refused(tmp_path):
-    with pytest.raises(ValueError, match="quick makes its own micro world and reads no --data"):
-        asked(["figure-2"], scale="quick", out=None, seeds=None, data=tmp_path)
-    with pytest.raises(ValueError, match="quick makes its own micro world and counts no hours of a --gpu"):
-        asked(["figure-2"], scale="quick", out=None, seeds=None, data=None, gpu="h200")
-
-
-def test_an_unknown_scale_is_answered_with_the_nearest():
-    with pytest.raises(ValueError, match=r"no scale 'mikro'; did you mean 'micro'"):
-        load_scale("mikro")
 
 
 WORK = """
@@ -202,6 +88,14 @@ def test_a_result_is_made_by_one_process_alone(few, tmp_path, capsys):
     with alone(tmp_path / "locks" / key):
         assert worker([str(tmp_path), key, "rec", "drop"]) == 2
     assert f"{key} is at work in another process" in capsys.readouterr().err
+
+
+def test_the_seconds_of_a_stopped_run_are_those_of_all_its_processes(tmp_path):
+    log = tmp_path / "log.jsonl"
+    assert logged_seconds(log) == 0
+    clocks = [2.0, 4.5, 1.0, 3.0, 0.5, 2.5]  # stopped at 4.5 s and 3.0 s, or another stage began
+    log.write_text("".join(json.dumps({"seconds": clock}) + "\n" for clock in clocks) + '{"seconds": 9')
+    assert logged_seconds(log) == 4.5 + 3.0 + 2.5
 
 
 def test_a_study_that_was_moved_goes_on(few, tmp_path):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import fcntl
+import json
 import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,7 @@ def work(places: Places, key: str, *, tasks: Sequence[str] = (), keep: bool = Fa
     recipe, folder = load_recipe(places.job(key)), places.run(key)
     if (folder / "run.json").exists() and not (folder / "model").is_dir():
         shutil.rmtree(folder)  # its result is gone, and its model too: it begins again
+    earlier = logged_seconds(folder / "log.jsonl")
     began = time.perf_counter()
     train(recipe, folder)
     trained = time.perf_counter()
@@ -41,7 +44,7 @@ def work(places: Places, key: str, *, tasks: Sequence[str] = (), keep: bool = Fa
     result = {
         "name": recipe.name,
         "key": key,
-        "seconds": {"train": trained - began, "evaluate": time.perf_counter() - trained},
+        "seconds": {"train": earlier + trained - began, "evaluate": time.perf_counter() - trained},
         "scores": {name: found.as_json() for name, found in scores.items()},
         "tallies": _tallies(folder, list(scores)),
         **_run_facts(folder, recipe),
@@ -51,6 +54,15 @@ def work(places: Places, key: str, *, tasks: Sequence[str] = (), keep: bool = Fa
     if not keep:
         shutil.rmtree(folder / "model", ignore_errors=True)
     return target
+
+
+def logged_seconds(log: Path) -> float:
+    """Of training, by the log of a run that was stopped: the clock of its rows starts anew with each stage and process."""
+    if not log.is_file():
+        return 0.0
+    whole = log.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
+    clocks = [json.loads(line)["seconds"] for line in whole]
+    return sum(now if now < last else now - last for last, now in pairwise([0.0, *clocks]))
 
 
 def _tallies(folder: Path, tasks: Sequence[str]) -> dict[str, Any]:
@@ -63,8 +75,6 @@ def _tallies(folder: Path, tasks: Sequence[str]) -> dict[str, Any]:
 
 def _run_facts(folder: Path, recipe: Recipe) -> dict[str, Any]:
     """What the run's own files say: learned weights, the loss curve's end, and how gradients fare in the alignments."""
-    import json
-
     facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     rows = [json.loads(line) for line in lines]
