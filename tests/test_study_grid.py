@@ -20,7 +20,7 @@ from commvlm.study.runs import Places, runs_of, write_jobs
 from commvlm.study.schedule import go_over, locked
 from commvlm.study.settings import Scale, load_scale, shipped_scales
 from commvlm.study.study import Asked, planned, remember
-from commvlm.study.worker import alone, logged_seconds
+from commvlm.study.worker import alone, earlier_seconds
 from commvlm.study.worker import main as worker
 
 QUIET = Console(file=io.StringIO())
@@ -90,12 +90,26 @@ def test_a_result_is_made_by_one_process_alone(few, tmp_path, capsys):
     assert f"{key} is at work in another process" in capsys.readouterr().err
 
 
-def test_the_seconds_of_a_stopped_run_are_those_of_all_its_processes(tmp_path):
-    log = tmp_path / "log.jsonl"
-    assert logged_seconds(log) == 0
-    clocks = [2.0, 4.5, 1.0, 3.0, 0.5, 2.5]  # stopped at 4.5 s and 3.0 s, or another stage began
-    log.write_text("".join(json.dumps({"seconds": clock}) + "\n" for clock in clocks) + '{"seconds": 9')
-    assert logged_seconds(log) == 4.5 + 3.0 + 2.5
+def test_the_seconds_of_a_stopped_run_are_those_of_all_its_processes(tmp_path, monkeypatch):
+    places, now = Places(tmp_path), [1000.0]
+    monkeypatch.setattr("commvlm.study.worker.time.time", lambda: now[0])
+
+    def stopped(after: float, file: str) -> None:
+        path = places.run("k") / file
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("{}")
+        os.utime(path, (0, now[0] + after))
+
+    assert earlier_seconds(places, "k") == 0
+    stopped(50, "log.jsonl")
+    now[0] = 5000
+    assert earlier_seconds(places, "k") == 50
+    now[0] = 6000  # stopped before it wrote anything
+    assert earlier_seconds(places, "k") == 50
+    stopped(20, "log.jsonl")
+    stopped(30, "predictions/rec.jsonl")
+    now[0] = 9000
+    assert earlier_seconds(places, "k") == 80
 
 
 def test_a_study_that_was_moved_goes_on(few, tmp_path):
@@ -233,9 +247,15 @@ def test_the_whole_study_of_two_rows_and_its_report(tmp_path, scale):
     there = [*call[:7], "--out", str(tmp_path / "there")]
     drawn = subprocess.run([*there, "--import", str(bundle), "--report"], capture_output=True, text=True, timeout=280)
     assert drawn.returncode == 0, drawn.stderr[-2000:]
-    assert f"2 results taken from {bundle}; 2 runs are done" in drawn.stderr
+    assert f"2 results taken from {bundle}; 2 of this grid's runs are done" in drawn.stderr
+    assert (tmp_path / "there" / "jobs" / f"{key}.yaml").is_file()
+    assert "runs.jsonl.xz" in (tmp_path / "there" / "report.html").read_text()
     for name in ("results.json", "results.csv", "tables/claims.md"):
         assert (tmp_path / "there" / name).read_bytes() == (root / name).read_bytes()
+    typo = [*call[:7], "--out", str(tmp_path / "typo"), "--import", str(tmp_path / "runs.xz")]
+    absent = subprocess.run(typo, capture_output=True, text=True, timeout=100)
+    assert (absent.returncode, (tmp_path / "typo").exists()) == (2, False)
+    assert "runs.xz is no file" in absent.stderr
     other = subprocess.run([*call[:4], "figure-9"], capture_output=True, text=True, timeout=100)
     assert other.returncode == 2
     assert "no experiment 'figure-9'" in other.stderr

@@ -36,14 +36,17 @@ def add_study(commands: argparse._SubParsersAction) -> None:
         "--executor", default="local", choices=("local", "submitit", "ray"), help="where runs are executed"
     )
     parser.add_argument("--gpu", help="by which the hours of a scale on real data are counted (h100)")
-    parser.add_argument(
+    what_else = parser.add_mutually_exclusive_group()
+    what_else.add_argument(
         "--list", action="store_true", help="only print the rows, how many runs they are and what they cost"
     )
-    parser.add_argument("--report", action="store_true", help="only draw the report from what is done")
+    what_else.add_argument("--report", action="store_true", help="only draw the report from what is done")
     parser.add_argument(
         "--import", dest="source", type=Path, metavar="FILE", help="first take the results that FILE has of these runs"
     )
-    parser.add_argument("--export", type=Path, metavar="FILE", help="only write the results of these runs into FILE")
+    what_else.add_argument(
+        "--export", type=Path, metavar="FILE", help="only write the results of all runs that are done into FILE"
+    )
     parser.add_argument("--into", type=Path, help="a Markdown page between whose marks the findings are put, too")
 
 
@@ -62,14 +65,16 @@ def _study(options: argparse.Namespace) -> int:
     )  # fmt: skip
     places = Places(wanted.root)
     console = Console(stderr=True)
+    if options.into is not None and (options.list or options.export):
+        raise ValueError("--into puts a report's findings into a page: --list and --export draw none")
     if options.into is not None:
         check_marks(options.into, "study")
     if options.source is not None:
         taken, done = take(wanted, options.source)
-        said = f"{taken} results taken from {options.source}; {done} runs are done"
+        said = f"{taken} results taken from {options.source}; {done} of this grid's runs are done"
         console.print(said, highlight=False, soft_wrap=True, markup=False)
     if options.export is not None:
-        packed = pack(places, [run.key for run in planned(wanted)[1]], options.export)
+        packed = pack(places, options.export)
         print(f"{options.export}: the results of {packed} runs")
         return 0
     if options.list:

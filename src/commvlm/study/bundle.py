@@ -9,74 +9,89 @@ from __future__ import annotations
 import json
 import lzma
 import os
-import re
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, cast
 
 from ..evaluate.receipts import write_json
+from ..model.storage import writing
+from .checks import checked, same_questions
+from .results import read_results
 from .runs import Places
-from .tallies import Tally
 
-KEY = re.compile(r"[0-9a-f]{16}")
 LINE = 8 << 20
-"""Characters of one result at most; one of five tasks on 300 images has 90,000."""
+"""Bytes of one result at most; one of five tasks on 300 images has 90,000."""
+TOTAL = 1 << 30
+"""Bytes of all results at most."""
 MEMORY = 256 << 20
 """Bytes that unpacking may take."""
-FACTS: dict[str, type] = {
-    "name": str, "key": str, "seconds": dict, "scores": dict, "tallies": dict, "layer_weights": dict, "losses": list,
-    "alignments": dict, "versions": dict,
-}  # fmt: skip
-"""What every result says, see `worker.work`."""
-SCORE = ("metric", "rule", "value", "n", "unparsable")
 
 
-def pack(places: Places, keys: Collection[str], target: Path) -> int:
-    """Writes the results of `keys` that are done; returns how many. The same results give the same bytes.
+def pack(places: Places, target: Path) -> int:
+    """Writes the results of all runs of the study's grid that are done; returns how many. The same ones give the same bytes.
 
-    Raises ValueError where none is done.
+    Raises ValueError where there is none, or where one is broken.
     """
-    done = sorted({key for key in keys if places.done(key)})
+    if target.is_dir():
+        raise ValueError(f"{target} is a folder: name the file to write, such as {target / 'runs.jsonl.xz'}")
+    done = read_results(places).runs
     if not done:
         raise ValueError(f"{places.root}: no run is done, there is nothing to put into {target}")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    lines = [json.dumps(done[key], separators=(",", ":"), sort_keys=True) for key in sorted(done)]
+    for key, line in zip(sorted(done), lines, strict=True):
+        checked(line, str(places.result(key)))
+        if len(line) > LINE:
+            raise ValueError(f"{places.result(key)} has {len(line):,} bytes; a line may have {LINE:,}")
     part = target.with_name(target.name + ".part")
-    with lzma.open(part, "wt", preset=9, encoding="utf-8", newline="\n") as file:
-        for key in done:
-            result = json.loads(places.result(key).read_text(encoding="utf-8"))
-            file.write(json.dumps(result, separators=(",", ":"), sort_keys=True) + "\n")
-    os.replace(part, target)
+    try:
+        with writing(target.parent):
+            target.parent.mkdir(parents=True, exist_ok=True)
+            part.write_bytes(lzma.compress("".join(f"{line}\n" for line in lines).encode(), preset=6))
+            os.replace(part, target)
+    finally:
+        part.unlink(missing_ok=True)
     return len(done)
 
 
-def unpack(source: Path, keys: Collection[str], places: Places) -> int:
-    """Writes results/KEY.json of those `keys` that have none and are in the file; returns how many.
+def read_bundle(source: Path, keys: Collection[str], places: Places, *, tasks: Collection[str]) -> dict[str, str]:
+    """Those `keys` that have no result and are in the file -> their lines. tasks: of the study's scale.
 
-    Raises ValueError naming file and line where it is no such file; nothing is written then.
+    Raises ValueError naming file and line where it is no such file, or where its questions are not those of the study.
     """
-    taken = {}
-    for number, text in enumerate(_lines(source), 1):
-        result = _checked(text, f"{source}, line {number}")
-        if result["key"] in keys and not places.done(result["key"]):
-            taken[result["key"]] = result
-    for key, result in taken.items():
-        places.result(key).parent.mkdir(parents=True, exist_ok=True)
-        write_json(result, places.result(key))
-    return len(taken)
+    known = next((places.result(key) for key in keys if places.done(key)), None)
+    first = None if known is None else json.loads(known.read_text(encoding="utf-8"))
+    found: dict[str, str] = {}
+    for number, line in enumerate(_lines(source), 1):
+        where = f"{source}, line {number}"
+        result = checked(line, where)
+        key = result["key"]
+        if key in found:
+            raise ValueError(f"{where}: key {key} is there twice")
+        if key in keys and not places.done(key):
+            first = first or result
+            same_questions(result, first, tasks, where)
+            found[key] = line
+    return found
+
+
+def keep(found: dict[str, str], source: Path, places: Places) -> None:
+    """Writes results/KEY.json of what `read_bundle` found; each says from which file it first came."""
+    for key, line in found.items():
+        result = json.loads(line)
+        write_json({**result, "from": result.get("from", source.name)}, places.result(key))
 
 
 def _lines(source: Path) -> Iterator[str]:
     try:
-        unpacker = cast(Any, lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=MEMORY))
-        left = b""
+        left, total = b"", 0
         with source.open("rb") as file:
-            while not unpacker.eof:
-                given = file.read(1 << 16) if unpacker.needs_input else b""
-                if unpacker.needs_input and not given:
-                    raise EOFError("it ends too early")
-                *whole, left = (left + unpacker.decompress(given, max_length=1 << 20)).split(b"\n")
-                if len(left) > LINE:
-                    raise ValueError(f"{source}: a line is longer than {LINE:,} bytes; it holds no study's results")
+            for block in _unpacked(iter(lambda: file.read(1 << 16), b"")):
+                total += len(block)
+                *whole, left = (left + block).split(b"\n")
+                if len(left) > LINE or total > TOTAL:
+                    raise ValueError(
+                        f"{source}: more than {LINE:,} bytes a line or {TOTAL:,} in all; no study's results"
+                    )
                 yield from (line.decode("utf-8") for line in whole)
         if left:
             raise EOFError("its last line is cut off")
@@ -86,38 +101,14 @@ def _lines(source: Path) -> Iterator[str]:
         raise ValueError(f"{source} is no file that `commvlm study --export` wrote: {error}") from error
 
 
-def _checked(text: str, where: str) -> dict[str, Any]:
-    """A result whose parts have their types. Raises ValueError with the place."""
-    try:
-        result = json.loads(text, parse_constant=_no_number)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{where}: no JSON of finite numbers") from error
-    if not isinstance(result, dict):
-        raise ValueError(f"{where}: a result is an object")
-    for name, kind in FACTS.items():
-        if not isinstance(result.get(name), kind):
-            raise ValueError(f"{where}: {name} must be of type {kind.__name__}")
-    if not KEY.fullmatch(result["key"]):
-        raise ValueError(f"{where}: key {result['key'][:40]!r} is none of a run")
-    for part in ("train", "evaluate"):
-        if not isinstance(result["seconds"].get(part), int | float):
-            raise ValueError(f"{where}: seconds.{part} must be a number")
-    for task, said in result["scores"].items():
-        if not (isinstance(said, dict) and set(SCORE) <= set(said) and isinstance(said["value"], int | float)):
-            raise ValueError(f"{where}: scores.{task} must say {', '.join(SCORE)}")
-    for row in result["losses"]:
-        if not (isinstance(row, list) and [type(value) for value in row] == [str, int, float]):
-            raise ValueError(f"{where}: losses are [stage, step, loss] each, one is {str(row)[:40]}")
-    for task, said in result["tallies"].items():
-        try:
-            made = Tally.from_json(said)
-            shape = (len(made.images), len(made.groups))
-            if not made.sums.shape == made.counts.shape == shape:
-                raise ValueError
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{where}: tallies.{task} has no sums and counts of every image and group") from error
-    return result
-
-
-def _no_number(said: str) -> float:
-    raise ValueError(f"{said} is no finite number")
+def _unpacked(blocks: Iterator[bytes]) -> Iterator[bytes]:
+    """Of one xz stream or of several, one after the other."""
+    block = next(blocks, b"")
+    while block:
+        unpacker = cast(Any, lzma.LZMADecompressor(format=lzma.FORMAT_XZ, memlimit=MEMORY))
+        while not unpacker.eof:
+            yield unpacker.decompress(block, max_length=1 << 20)
+            block = next(blocks, b"") if unpacker.needs_input and not unpacker.eof else b""
+            if unpacker.needs_input and not block and not unpacker.eof:
+                raise EOFError("it ends too early")
+        block = unpacker.unused_data or next(blocks, b"")

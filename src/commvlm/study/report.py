@@ -211,7 +211,7 @@ def _answers(places: Places, results: Results, name: str) -> dict[str, list[Reco
 
 def _receipts(results: Results) -> list[dict[str, Any]]:
     return [
-        {"row": name, "seed": seed, "key": result["key"], **result["seconds"]}
+        {"row": name, "seed": seed, "key": result["key"], "from": result.get("from", ""), **result["seconds"]}
         for name in results.rows
         for seed, result in sorted(results.of_row(name).items())
     ]

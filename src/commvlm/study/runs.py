@@ -68,6 +68,10 @@ class Places:
     def log(self, key: str) -> Path:
         return self.root / "logs" / f"{key}.txt"
 
+    def clock(self, key: str) -> Path:
+        """Seconds of a run's processes, while it is not done."""
+        return self.root / "clocks" / f"{key}.json"
+
     def done(self, key: str) -> bool:
         return self.result(key).is_file()
 

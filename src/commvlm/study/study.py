@@ -13,7 +13,7 @@ from rich.console import Console
 from ..app.planning import machine
 from ..microworld.writer import write_world
 from ..model.storage import writing
-from .bundle import unpack
+from .bundle import keep, read_bundle
 from .cost import grid_cost
 from .executors import EXECUTORS, worker_command
 from .experiments import FIGURE_1, experiments_named, rows_of
@@ -114,13 +114,17 @@ def study(asked: Asked, *, jobs: int, executor: str, console: Console) -> tuple[
 
 def take(asked: Asked, source: Path) -> tuple[int, int]:
     """Puts those results of a file of `bundle.pack` that the grid lacks into its folder; returns how many, and how many runs
-    of it are done now. Raises ValueError as `study` and `bundle.unpack` do."""
+    of it are done now. Raises ValueError as `study` and `bundle.read_bundle` do, and has taken nothing then."""
+    if not source.is_file():
+        raise ValueError(f"{source} is no file: give one that `commvlm study --export` wrote")
     with locked(asked.root), writing(asked.root):
         rows, runs = planned(asked)
         places, keys = Places(asked.root), {run.key for run in runs}
-        taken = unpack(source, keys, places)
+        found = read_bundle(source, keys, places, tasks=asked.scale.tasks)
         remember(places, rows, runs, asked)
-        return taken, sum(places.done(key) for key in keys)
+        write_jobs(places, runs)
+        keep(found, source, places)
+        return len(found), sum(places.done(key) for key in keys)
 
 
 def remember(places: Places, rows: Sequence[Row], runs: Sequence[Run], asked: Asked) -> None:

@@ -9,7 +9,6 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +35,7 @@ def work(places: Places, key: str, *, tasks: Sequence[str] = (), keep: bool = Fa
     recipe, folder = load_recipe(places.job(key)), places.run(key)
     if (folder / "run.json").exists() and not (folder / "model").is_dir():
         shutil.rmtree(folder)  # its result is gone, and its model too: it begins again
-    earlier = logged_seconds(folder / "log.jsonl")
+    earlier = earlier_seconds(places, key)
     began = time.perf_counter()
     train(recipe, folder)
     trained = time.perf_counter()
@@ -51,18 +50,22 @@ def work(places: Places, key: str, *, tasks: Sequence[str] = (), keep: bool = Fa
         "versions": versions(),
     }
     write_json(result, target)
+    places.clock(key).unlink(missing_ok=True)
     if not keep:
         shutil.rmtree(folder / "model", ignore_errors=True)
     return target
 
 
-def logged_seconds(log: Path) -> float:
-    """Of training, by the log of a run that was stopped: the clock of its rows starts anew with each stage and process."""
-    if not log.is_file():
-        return 0.0
-    whole = log.read_text(encoding="utf-8").rpartition("\n")[0].splitlines()
-    clocks = [json.loads(line)["seconds"] for line in whole]
-    return sum(now if now < last else now - last for last, now in pairwise([0.0, *clocks]))
+def earlier_seconds(places: Places, key: str) -> float:
+    """Of the processes of this run that were stopped, each up to the last that it wrote into its log or answers. Told once by
+    each process, before it writes: it is counted from now."""
+    clock, run, earlier = places.clock(key), places.run(key), 0.0
+    if clock.is_file():
+        said = json.loads(clock.read_text(encoding="utf-8"))
+        written = [p.stat().st_mtime for p in (run / "log.jsonl", *run.glob("predictions/*.jsonl")) if p.is_file()]
+        earlier = said["earlier"] + max([0.0, *(stamp - said["began"] for stamp in written)])
+    write_json({"earlier": earlier, "began": time.time()}, clock)
+    return earlier
 
 
 def _tallies(folder: Path, tasks: Sequence[str]) -> dict[str, Any]:
