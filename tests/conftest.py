@@ -48,3 +48,11 @@ def small_options(world: Path, *options: str, stages: list[dict[str, Any]] | Non
 def small(world: Path) -> Callable[..., Recipe]:
     """small(*options, stages=...) -> the recipe of `small_options`."""
     return lambda *options, stages=None: load_recipe("micro", small_options(world, *options, stages=stages))
+
+
+@pytest.fixture
+def scale():
+    """The study's micro scale."""
+    from commvlm.study.settings import load_scale
+
+    return load_scale("micro")

@@ -13,27 +13,16 @@ import pytest
 import yaml
 from rich.console import Console
 
-from commvlm.microworld.writer import write_world
 from commvlm.study.executors import EXECUTORS
 from commvlm.study.experiments import rows_of
 from commvlm.study.runs import Places, runs_of, write_jobs
 from commvlm.study.schedule import go_over, locked
-from commvlm.study.settings import Scale, load_scale, shipped_scales
+from commvlm.study.settings import shipped_scales
 from commvlm.study.study import Asked, planned, remember
 from commvlm.study.worker import alone, earlier_seconds
 from commvlm.study.worker import main as worker
 
 QUIET = Console(file=io.StringIO())
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return write_world(tmp_path_factory.mktemp("study") / "world", train=8, test=4)
-
-
-@pytest.fixture
-def scale() -> Scale:
-    return load_scale("micro")
 
 
 WORK = """

@@ -13,19 +13,9 @@ from commvlm.study.controls import scaled
 from commvlm.study.experiments import EXPERIMENTS, experiments_named, rows_of
 from commvlm.study.rows import Row, encoder
 from commvlm.study.runs import runs_of, weights_hash
-from commvlm.study.settings import Scale, load_scale, shipped_scales
+from commvlm.study.settings import load_scale, shipped_scales
 from commvlm.study.study import asked
 from commvlm.train.assemble import located, model_settings
-
-
-@pytest.fixture(scope="module")
-def world(tmp_path_factory):
-    return write_world(tmp_path_factory.mktemp("study") / "world", train=8, test=4)
-
-
-@pytest.fixture
-def scale() -> Scale:
-    return load_scale("micro")
 
 
 def test_every_row_of_every_experiment_can_be_built(scale, world):
