@@ -112,11 +112,11 @@ class Lora:
 
 @dataclass(frozen=True)
 class Stage:
-    """trains: part -> learning rate; every part that is not named is frozen. Parts: merge, align, project,
-    language_model; encoders only through lora. batch: images of one update, over all processes; micro_batch: at most how
-    many of them at once on one. weights: source -> weight, in place of the sources' own. mix: one of data.mixes, in place
-    of weights. decay: AdamW's weight decay. clip: the gradient's largest norm, 0 for none. spike: a step whose loss is over
-    so many times the last logged mean stops the run, as one that is no number always does."""
+    """trains: part -> learning rate; every part that is not named is frozen. Parts: merge, align, project, language_model;
+    encoders only through lora. batch: images of one update, over all processes; micro_batch: at most how many of them at
+    once on one. weights: source -> weight, in place of the sources' own. mix: one of data.mixes, in place of weights.
+    decay: weight decay. clip: the gradient's largest norm, 0 for none. spike: a step whose loss is over so many times the
+    last logged mean stops the run, as one that is no number always does."""
 
     name: str
     steps: int
@@ -135,20 +135,23 @@ class Stage:
 
 @dataclass(frozen=True)
 class Train:
-    """attention: of the language model: over padded rows "sdpa", "eager", or "auto", which is FlashAttention 2 where its
-    package and a GPU are (extra `gpu`, data.group 1) and "sdpa" elsewhere; over packed rows, which are not padded,
-    "shared-prefix", "flex_attention", or "packed" for whichever of them suits the machine. save_every, log_every: in
-    steps. visual_scale: size of the visual tokens at the start, as a multiple of the word embeddings'; None leaves the
-    projection as it is initialised. features: a folder that `commvlm probe features` made of this recipe; its features
-    are read in training, and no encoder is run. engine: how several processes share the work: "ddp" (each has the whole
-    model), "fsdp" (each has a part of every weight), "zero2" or "zero3" (DeepSpeed's, extra `deepspeed`). checkpointing:
-    computes activations again in the backward pass in place of keeping them. compile: parts that torch.compile compiles
-    (encoders, merge, align, project, language_model). start: a run or a saved model whose weights the first stage starts
-    from, in place of the parts' own. report_to: "tensorboard", "trackio", "wandb" (extra `track`), beside log.jsonl."""
+    """optimizer: "adamw", or "muon", which steps on all hidden matrices at the same rates and leaves words, vectors and
+    kernels to AdamW (engine "ddp" alone). attention: of the language model: over padded rows "sdpa", "eager", or "auto",
+    which is FlashAttention 2 where its package and a GPU are (extra `gpu`, data.group 1) and "sdpa" elsewhere; over packed
+    rows, which are not padded, "shared-prefix", "flex_attention", or "packed" for whichever of them suits the machine.
+    save_every, log_every: in steps. visual_scale: size of the visual tokens at the start, as a multiple of the word
+    embeddings'; None leaves the projection as it is initialised. features: a folder that `commvlm probe features` made of
+    this recipe; its features are read in training, and no encoder is run. engine: how several processes share the work:
+    "ddp" (each has the whole model), "fsdp" (each has a part of every weight), "zero2" or "zero3" (DeepSpeed's, extra
+    `deepspeed`). checkpointing: computes activations again in the backward pass in place of keeping them. compile: parts
+    that torch.compile compiles (encoders, merge, align, project, language_model). start: a run or a saved model whose
+    weights the first stage starts from, in place of the parts' own. report_to: "tensorboard", "trackio", "wandb" (extra
+    `track`), beside log.jsonl."""
 
     stages: list[Stage] = field(default_factory=list)
     seed: int = 0
     precision: Literal["bf16", "fp32"] = "bf16"
+    optimizer: Literal["adamw", "muon"] = "adamw"
     attention: str = "sdpa"
     max_length: int | None = 2048
     visual_scale: float | None = None

@@ -61,6 +61,8 @@ def check(recipe: Recipe, *, count: int = 1) -> None:
     if min(recipe.train.save_every, recipe.train.log_every, recipe.train.keep) < 1:
         raise RecipeError("train.save_every, log_every and keep must be at least 1")
     check_extras(recipe.train)
+    if recipe.train.optimizer == "muon" and recipe.train.engine != "ddp":
+        raise RecipeError(f"train.optimizer muon needs whole matrices: engine ddp, not {recipe.train.engine}")
     for stage in recipe.train.stages:
         _check_stage(stage)
         if recipe.train.features is not None and "encoders" in stage.trains:

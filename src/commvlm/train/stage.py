@@ -60,8 +60,8 @@ def run_stage(
         trainer = StageTrainer(
             model=model, args=arguments(recipe, stage, model, folder), train_dataset=mixture,  # type: ignore[arg-type]
             data_collator=_with_grey(collator, processor),  # type: ignore[arg-type]
-            trains=stage.trains, decay=stage.decay, spike=stage.spike, batch=stage.batch, stopped=log.with_name(STOPPED),
-            adapted=stage.lora.rank > 0, callbacks=[watch],
+            method=recipe.train.optimizer, trains=stage.trains, decay=stage.decay, spike=stage.spike, batch=stage.batch,
+            stopped=log.with_name(STOPPED), adapted=stage.lora.rank > 0, callbacks=[watch],
         )  # fmt: skip
     trainer.remove_callback(PrinterCallback)
     vars(model.config).pop("use_cache", None)  # the Trainer's doing; a config that was loaded again would lack it

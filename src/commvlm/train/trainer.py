@@ -21,6 +21,7 @@ from ..model.modeling import CommForConditionalGeneration
 from ..model.storage import write_text, writing
 from . import sharded
 from .adapters import load_trained, save_trained
+from .optimizers import optimizer_of
 from .parallel import processes, together
 from .whole import flush
 
@@ -35,18 +36,19 @@ class StageTrainer(Trainer):
     The dataset's order is the training order (it is already drawn from a seed), shared out over the processes batch by
     batch. Each part has its rate. A checkpoint is written under a temporary name and renamed when it is whole.
 
-    trains: part -> rate. decay: AdamW's. spike: see `recipe.Stage`. batch: groups of one update. stopped: the file that
-    says what a diverged step was made of. adapted: the model has adapters, and a checkpoint holds what is trained alone.
+    method: `recipe.Train.optimizer`. trains: part -> rate. decay, spike: see `recipe.Stage`. batch: groups of one update.
+    stopped: the file that says what a diverged step was made of. adapted: the model has adapters, and a checkpoint holds
+    what is trained alone.
     """
 
     model: CommForConditionalGeneration
 
     def __init__(
-        self, *args: Any, trains: Mapping[str, float], decay: float, spike: float | None, batch: int, stopped: Path,
-        adapted: bool, **kwargs: Any,
+        self, *args: Any, method: str, trains: Mapping[str, float], decay: float, spike: float | None, batch: int,
+        stopped: Path, adapted: bool, **kwargs: Any,
     ) -> None:  # fmt: skip
         self.trains, self.decay, self.spike, self.batch, self.stopped = dict(trains), decay, spike, batch, stopped
-        self.adapted = adapted
+        self.method, self.adapted = method, adapted
         self._step_loss: Any = 0.0
         self._tokens = 0
         self._norms: dict[str, float] = {}
@@ -61,17 +63,12 @@ class StageTrainer(Trainer):
         return SequentialSampler(self.train_dataset if train_dataset is None else train_dataset)  # type: ignore[arg-type]
 
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
-        """AdamW with one group per part; decay on matrices only."""
+        """As `method` says, one rate per part; decay on matrices only."""
         if self.optimizer is None:
-            groups = []
-            for part, parameters in self._trained().items():
-                for decay, chosen in (
-                    (self.decay, [p for p in parameters if p.ndim > 1]),
-                    (0.0, [p for p in parameters if p.ndim <= 1]),
-                ):
-                    if chosen:
-                        groups.append({"params": chosen, "lr": self.trains[part], "weight_decay": decay, "part": part})
-            self.optimizer = torch.optim.AdamW(groups, betas=(0.9, 0.999), eps=1e-8)
+            language_model = self.model.model.language_model
+            tables = (language_model.get_input_embeddings(), self.model.get_output_embeddings())
+            words = {id(p) for table in tables for p in table.parameters()}
+            self.optimizer = optimizer_of(self.method, self._trained(), self.trains, decay=self.decay, words=words)
         return self.optimizer
 
     def _trained(self) -> dict[str, list[nn.Parameter]]:
