@@ -5,10 +5,18 @@ import pytest
 
 from commvlm.evaluate.tasks import Record, task_named
 from commvlm.study import charts
-from commvlm.study.claims import Claim, claims_of, difference, judged, word
+from commvlm.study.claims import Claim, claims_of, judged, word
 from commvlm.study.controls import BLIND
 from commvlm.study.settings import load_scale
-from commvlm.study.statistics import Estimate, estimates, holm, seed_errors
+from commvlm.study.statistics import (
+    PRIOR,
+    Estimate,
+    difference,
+    estimates,
+    holm,
+    seed_errors,
+    usual_variance,
+)
 from commvlm.study.tallies import Tally, tally
 
 
@@ -46,7 +54,7 @@ def test_a_tally_is_the_score_by_image_and_set():
 def test_an_interval_is_that_of_a_slow_loop():
     rng = np.random.default_rng(1)
     seeds = [made(rng.integers(0, 2, 40)) for _ in range(3)]
-    found = estimates({"row": seeds}, draws=4000, seed=3)["row"]
+    found = estimates({"row": dict(enumerate(seeds))}, draws=4000, seed=3)["row"]
     error = np.std([t.value() for t in seeds], ddof=1) / 3**0.5
     slow = []
     for _ in range(4000):
@@ -68,19 +76,53 @@ def test_a_rows_spread_is_drawn_towards_that_of_all():
     assert seed_errors({"d": np.asarray([1.0])}) == {"d": 0.0}
 
 
+def apart(rows, one, other):
+    return difference(rows, {one: 1.0, other: -1.0}, usual=usual_variance(rows))
+
+
 @pytest.mark.parametrize("seeds", [2, 3])
 @pytest.mark.parametrize("spreads", [(5.0,), (1.0, 10.0)])
-def test_equal_rows_are_seldom_told_apart_by_seed_noise_alone(seeds, spreads):
+@pytest.mark.parametrize("shared", [0.0, 0.9])
+def test_equal_rows_are_seldom_told_apart_by_seed_noise_alone(seeds, spreads, shared):
+    """shared: of a row's variance, what its seed does to all rows."""
     rng, told = np.random.default_rng(0), 0
     for k in range(200):
-        spread = rng.choice(spreads, 13)
+        spread, common = rng.choice(spreads, 13), shared**0.5 * rng.standard_normal(seeds)
         rows = {}
         for name, wide in enumerate(spread):
-            means = 50 + wide * rng.standard_normal(seeds)
-            rows[str(name)] = [made(np.full(4, mean / 100)) for mean in means]
+            means = 50 + wide * (common + (1 - shared) ** 0.5 * rng.standard_normal(seeds))
+            rows[str(name)] = {s: made(np.full(4, mean / 100)) for s, mean in enumerate(means)}
         found = estimates(rows, draws=1000, seed=k)
-        told += word(found["0"].minus(found["1"]), "more") != "undecided"
-    assert told <= 0.09 * 200  # 5 %, and two and a half standard errors
+        told += word(apart(found, "0", "1"), "more") != "undecided"
+    assert told <= 0.11 * 200  # 7 %, and two and a half standard errors
+
+
+def test_what_a_seed_does_to_all_rows_cancels_in_a_difference():
+    """Rows 20 points apart from seed to seed, 2, 1 and 3 from each other; two more give the usual variance by hand."""
+    values = {"a": (72, 51, 93), "b": (70, 50, 90), "c": (60, 42, 80), "d": (59, 40, 80)}
+    rows = {name: {s: made(np.full(4, v / 100)) for s, v in enumerate(own)} for name, own in values.items()}
+    found = estimates(rows)
+    gap = apart(found, "a", "b")
+    spreads = [np.std(np.subtract(values[x], values[y]), ddof=1) for x, y in ("ab", "ac", "ad", "bc", "bd", "cd")]
+    usual = (np.mean(spreads) / (np.pi**0.5 / 2)) ** 2  # c4(3) is the root of pi over two
+    assert usual_variance(found) == pytest.approx(usual / 2)
+    error = ((PRIOR * usual + 2 * 1.0) / (PRIOR + 2) / 3) ** 0.5
+    assert gap.mean == pytest.approx(2)
+    assert gap.draws.std() == pytest.approx(error * 2**0.5, rel=0.2)  # of a t of four degrees, whose variance is 2
+    assert (
+        gap.high < found["a"].high - found["a"].mean
+    )  # a row alone is uncertain by its seeds, their difference is not
+
+
+def test_a_difference_is_over_the_seeds_that_both_rows_have():
+    tallies = {s: made(np.full(4, v / 100)) for s, v in enumerate((50, 60, 10))}
+    found = estimates({"a": tallies, "b": {0: tallies[2], 1: tallies[0]}})
+    gap = difference(found, {"a": 1.0, "b": -1.0}, usual=0.0)
+    assert gap.seeds == {0: pytest.approx(40.0), 1: pytest.approx(10.0)}
+    alone = estimates({"a": {0: tallies[0]}, "b": {1: tallies[1]}})
+    with pytest.raises(ValueError, match="a and b have no seed in common"):
+        difference(alone, {"a": 1.0, "b": -1.0}, usual=0.0)
+    assert judged([Claim("F5", "apart", "pope", {"a": 1, "b": -1})], {"pope": alone}) == []
 
 
 def test_what_is_hard_for_both_cancels_in_their_difference():
@@ -88,8 +130,8 @@ def test_what_is_hard_for_both_cancels_in_their_difference():
     hard = rng.integers(0, 2, 100)
     better = hard.copy()
     better[np.flatnonzero(hard == 0)[:10]] = 1
-    found = estimates({"a": [made(hard)], "b": [made(better)]})
-    gap = found["b"].minus(found["a"])
+    found = estimates({"a": {0: made(hard)}, "b": {0: made(better)}})
+    gap = apart(found, "b", "a")
     assert gap.mean == pytest.approx(10.0)
     alone = np.hypot(found["a"].draws.std(), found["b"].draws.std())
     assert gap.draws.std() < 0.6 * alone
@@ -99,16 +141,20 @@ def test_what_is_hard_for_both_cancels_in_their_difference():
 
 def test_rows_that_were_asked_other_questions_are_refused():
     with pytest.raises(ValueError, match=r"b and a were not asked the same questions"):
-        estimates({"a": [made([1, 0])], "b": [made([1, 0], [[1], [2]])]})
+        estimates({"a": {0: made([1, 0])}, "b": {0: made([1, 0], [[1], [2]])}})
 
 
 def test_holm_by_hand():
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
 
 
-def about(mean, width):
-    rng = np.random.default_rng(0)
-    return Estimate.of(mean, mean + width * rng.standard_normal(4000))
+def about(mean, width, seeds=3):
+    """The same draws of images in all seeds, which do not differ."""
+    drawn = mean + width * np.random.default_rng(0).standard_normal(4000)
+    numbers = range(seeds)
+    return Estimate.of(
+        dict.fromkeys(numbers, float(mean)), dict.fromkeys(numbers, drawn), error=0.0, noise=np.zeros(4000)
+    )
 
 
 @pytest.mark.parametrize(
@@ -128,21 +174,21 @@ def test_rows_that_are_all_blind_decide_nothing():
     level = Claim("F2", "level", "pope", {"a": 1, "b": -1}, "level")
     above = Claim("F5", "c above a", "pope", {"c": 1, "a": -1})
     absent = Claim("F5", "not run", "pope", {"c": 1, "d": -1})
-    first, second = judged([level, above, absent], {"pope": rows}, dict.fromkeys(rows, 3))
+    first, second = judged([level, above, absent], {"pope": rows})
     assert (first.word, first.floor, first.adjusted) == ("undecided", True, None)
     assert second.adjusted == second.estimate.p  # alone among those that can be decided
     assert (second.word, second.floor) == ("holds", False)
 
 
 def test_one_seed_decides_nothing():
-    rows = {"a": about(50, 0.1), "c": about(60, 0.1)}
-    (verdict,) = judged([Claim("F5", "c above a", "pope", {"c": 1, "a": -1})], {"pope": rows}, {"a": 3, "c": 1})
+    rows = {"a": about(50, 0.1), "c": about(60, 0.1, seeds=1)}
+    (verdict,) = judged([Claim("F5", "c above a", "pope", {"c": 1, "a": -1})], {"pope": rows})
     assert (verdict.word, verdict.seeds, verdict.why) == ("undecided", 1, "one seed")
 
 
 def test_a_difference_of_differences_is_taken_draw_by_draw():
     rows = {name: about(mean, 1) for name, mean in {"a": 8, "b": 3, "c": 2, "d": 1}.items()}
-    found = difference(rows, {"a": 1, "b": -1, "c": -1, "d": 1})
+    found = difference(rows, {"a": 1, "b": -1, "c": -1, "d": 1}, usual=0.0)
     assert found.mean == 4
     assert found.draws == pytest.approx(np.full(4000, 4.0))  # the same draws in all four cancel
 

@@ -6,13 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
-
 from . import controls as c
 from .experiments import aligned
 from .rows import comm, merged_name, mfm, pair, single_name
 from .settings import Scale, StudyEncoder
-from .statistics import Estimate, holm
+from .statistics import Estimate, difference, holm, seeds_of, usual_variance
 
 Expect = Literal["more", "less", "level"]
 LEVEL = 2.0
@@ -50,9 +48,8 @@ class Claim:
 @dataclass(frozen=True)
 class Verdict:
     """estimate: of the difference, in points. word: "holds", "reversed" or "undecided". adjusted: Holm's p among all claims
-    that can be decided, None for others. seeds: the fewest that one of its rows has; with one, whose interval knows nothing
-    of other seeds, nothing is decided. floor: whether none of its rows is above the blind one; then nothing is decided
-    either."""
+    that can be decided, None for others. seeds: how many its rows have in common; with one, whose interval knows nothing of
+    others, nothing is decided. floor: whether none of its rows is above the blind one; then nothing is decided either."""
 
     claim: Claim
     estimate: Estimate
@@ -65,12 +62,6 @@ class Verdict:
     def why(self) -> str:
         """Why nothing is decided whatever the interval, or nothing."""
         return "one seed" if self.seeds == 1 else "all at the blind level" if self.floor else ""
-
-
-def difference(estimates: Mapping[str, Estimate], terms: Mapping[str, float]) -> Estimate:
-    """The sum of rows times their parts, draw by draw."""
-    mean = sum(part * estimates[name].mean for name, part in terms.items())
-    return Estimate.of(mean, np.sum([part * estimates[name].draws for name, part in terms.items()], axis=0))
 
 
 def word(estimate: Estimate, expect: Expect) -> str:
@@ -87,23 +78,22 @@ def word(estimate: Estimate, expect: Expect) -> str:
     return "holds" if low > 0 else "reversed" if high < 0 else "undecided"
 
 
-def judged(
-    claims: Sequence[Claim], estimates: Mapping[str, Mapping[str, Estimate]], seeds: Mapping[str, int]
-) -> list[Verdict]:
-    """estimates: task -> row -> estimate. seeds: row -> how many. Claims whose rows were not all run are left out."""
-    found = {}
+def judged(claims: Sequence[Claim], estimates: Mapping[str, Mapping[str, Estimate]]) -> list[Verdict]:
+    """estimates: task -> row -> estimate. Claims whose rows were not all run, with one seed in common, are left out."""
+    usual = {task: usual_variance(rows) for task, rows in estimates.items()}
+    found, seeds, floor = {}, {}, {}
     for k, claim in enumerate(claims):
         rows = estimates.get(claim.task, {})
-        if all(name in rows for name in claim.terms):
-            found[k] = difference(rows, claim.terms)
-    floor = {k: not _sees(claims[k], estimates[claims[k].task]) for k in found}
-    fewest = {k: min(seeds[name] for name in claims[k].terms) for k in found}
-    open_ = [k for k in found if not floor[k] and fewest[k] > 1]
+        if all(name in rows for name in claim.terms) and seeds_of(rows, claim.terms):
+            found[k] = difference(rows, claim.terms, usual=usual[claim.task])
+            seeds[k] = len(found[k].seeds)
+            floor[k] = not _sees(claim, rows, usual[claim.task])
+    open_ = [k for k in found if not floor[k] and seeds[k] > 1]
     adjusted = holm({str(k): p_of(found[k], claims[k].expect) for k in open_})
     verdicts = []
     for k, estimate in found.items():
         said = word(estimate, claims[k].expect) if k in open_ else "undecided"
-        verdicts.append(Verdict(claims[k], estimate, said, adjusted.get(str(k)), fewest[k], floor[k]))
+        verdicts.append(Verdict(claims[k], estimate, said, adjusted.get(str(k)), seeds[k], floor[k]))
     return verdicts
 
 
@@ -115,12 +105,14 @@ def p_of(estimate: Estimate, expect: Expect) -> float:
     return float(max(outside, 1 / len(estimate.draws)))
 
 
-def _sees(claim: Claim, rows: Mapping[str, Estimate]) -> bool:
+def _sees(claim: Claim, rows: Mapping[str, Estimate], usual: float) -> bool:
     """Whether any of the claim's rows is above the blind one: rows that all answer without looking are level for no reason
     that the claim is about. Without a blind row nothing is known, and nothing is held back."""
     if c.BLIND not in rows or c.BLIND in claim.terms:
         return True
-    return any(rows[name].minus(rows[c.BLIND]).low > 0 for name in claim.terms)
+    compared = [name for name in claim.terms if seeds_of(rows, (name, c.BLIND))]
+    gaps = [difference(rows, {name: 1.0, c.BLIND: -1.0}, usual=usual) for name in compared]
+    return not gaps or any(gap.low > 0 for gap in gaps)
 
 
 def claims_of(scale: Scale) -> list[Claim]:

@@ -80,7 +80,7 @@ def verdicts_on(scale: Scale, results: Results) -> list[Verdict]:
     """What the scale's claims come to, with the rows that are done. A claim about two names of one run says nothing."""
     keys = {name: frozenset(row["runs"].values()) for name, row in results.rows.items()}
     told = [c for c in claims_of(scale) if len({keys.get(name, name) for name in c.terms}) == len(c.terms)]
-    return judged(told, results.estimates, {name: results.seeds(name) for name in results.rows})
+    return judged(told, results.estimates)
 
 
 def _environment() -> Environment:

@@ -55,9 +55,9 @@ def read_results(places: Places) -> Results:
     return Results(grid, runs, by_task)
 
 
-def _tallies(results: Results, name: str, task: str) -> list[Tally]:
+def _tallies(results: Results, name: str, task: str) -> dict[int, Tally]:
     found = results.of_row(name)
-    return [Tally.from_json(result["tallies"][task]) for result in found.values() if task in result["tallies"]]
+    return {s: Tally.from_json(r["tallies"][task]) for s, r in sorted(found.items()) if task in r["tallies"]}
 
 
 def costs(rows: Mapping[str, Row], cache: Path, *, runs: int) -> dict[str, dict[str, Any]]:
