@@ -113,6 +113,8 @@ def tally(**changes: object) -> str:
         (tally(images=[], sums=[], counts=[]), "tallies.rec must have sums and counts"),
         (tally(images=["a.png", "c.png"]), "tallies.rec is about other images or questions"),
         (json.dumps(result(KEYS[1], tallies={}, scores={})), "its tasks are , not rec"),
+        (json.dumps(result(KEYS[1], tallies={})), "its tallies are , not rec"),
+        (json.dumps(result(KEYS[1], tallies={"rec": TALLY, "rec mean_iou": TALLY})), "its tallies are rec"),
         (json.dumps(result(KEYS[1], layer_weights={"clip": 5})), "layer_weights.clip must be numbers by layer"),
         (
             json.dumps(result(KEYS[1], layer_weights={"clip": {"$\\x$": 1}})),

@@ -17,7 +17,7 @@ from commvlm.study.statistics import (
     seed_errors,
     usual_variance,
 )
-from commvlm.study.tallies import Tally, tally
+from commvlm.study.tallies import Tally, tallies_of, tally
 
 
 def made(sums, counts=None):
@@ -42,13 +42,40 @@ def test_a_tally_is_the_score_by_image_and_set():
         record(4, "yes", "yes", image="a/2.png", name="popular"),
     ]
     score = task_named("pope").score(records)
-    found = tally(score, records)
+    (found,) = tallies_of(score, records).values()
     assert found.images == ("1.png", "2.png")
     assert found.groups == ("popular", "random")
     assert found.sums.tolist() == [[0, 1], [1, 1]]
     assert found.counts.tolist() == [[0, 2], [1, 1]]
     assert found.value() == pytest.approx(score.value) == pytest.approx(100 * (1 / 1 + 2 / 3) / 2)
     assert Tally.from_json(found.as_json()).value() == pytest.approx(found.value())
+
+
+def box_record(number, box, text):
+    return Record(
+        id=str(number), task="rec", image=f"{number}.png", width=100, height=100, question="?", text=text, parsed=box,
+        answer="<boxes>", boxes=((0.0, 0.0, 50.0, 100.0),),
+    )  # fmt: skip
+
+
+def test_boxes_are_tallied_by_their_overlap_too():
+    """IoU 1, 0.5 + a little by the codec's three decimals, and nothing readable."""
+    texts = ["[0.000,0.000,0.500,1.000]", "[0.000,0.000,1.000,1.000]", "nowhere"]
+    records = [box_record(k, None, text) for k, text in enumerate(texts)]
+    found = tallies_of(task_named("rec").score(records), records)
+    assert set(found) == {"rec", "rec mean_iou"}
+    assert found["rec mean_iou"].sums[:, 0] == pytest.approx([1, 0.5, 0], abs=0.01)
+    assert found["rec"].counts.tolist() == found["rec mean_iou"].counts.tolist()
+
+
+def test_a_figure_that_is_no_mean_of_its_marks_is_refused():
+    with pytest.raises(ValueError, match=r"pope is 70, its marks' mean is 50"):
+        tally(
+            {"1": 1.0, "2": 0.0},
+            [record(1, "yes", "yes", image="a"), record(2, "no", "yes", image="b")],
+            of=70,
+            name="pope",
+        )
 
 
 def test_an_interval_is_that_of_a_slow_loop():

@@ -27,7 +27,7 @@ from .results import Results, costs, read_results
 from .rows import Row, comm
 from .runs import Places
 from .settings import Scale
-from .tables import as_csv, as_json, latex, markdown, scores_of, verdicts_of
+from .tables import TITLES, as_csv, as_json, latex, markdown, scores_of, verdicts_of
 
 BRANCHES = {"holds": "✓ holds", "reversed": "✗ reversed", "undecided": "? undecided"}
 
@@ -114,7 +114,8 @@ def _section(name: str, scale: Scale, results: Results, places: Places) -> dict[
     """One experiment: its table, its chart, the paper's figures or words."""
     experiment = EXPERIMENTS[name]
     rows = experiment.rows(scale)
-    tasks = [task for task in experiment.tasks or scale.tasks if task in results.estimates]
+    asked = experiment.tasks or scale.tasks
+    tasks = [name for name in TITLES if name.split()[0] in asked and name in results.estimates]
     taken = costs({row.name: row for row in rows}, places.root / "costs.json", runs=0)
     return {
         "name": name,

@@ -8,13 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .claims import Verdict
+from .claims import REC_IOU, Verdict
 from .results import Results
 from .rows import Row
 from .statistics import Estimate
 
 TITLES = {
     "rec": "REC acc@0.5",
+    REC_IOU: "REC mean IoU",
     "reg": "REG CIDEr",
     "pope": "POPE accuracy",
     "vqa": "VQA accuracy",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import PurePath
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -41,10 +41,22 @@ class Tally:
         return cls(tuple(said["images"]), tuple(said["groups"]), sums, counts)
 
 
-def tally(score: Score, records: Sequence[Record]) -> Tally:
-    """From a score's marks. Raises ValueError where its mean is not the score: the figure is no mean of marks."""
+def tallies_of(score: Score, records: Sequence[Record]) -> dict[str, Tally]:
+    """Of a score, by its task, and of each of its readings, by "task reading".
+
+    Raises ValueError where a figure is no mean of its marks.
+    """
+    found = {score.task: tally(score.marks, records, of=score.value, name=score.task)}
+    for reading, marks in score.readings.items():
+        name = f"{score.task} {reading}"
+        found[name] = tally(marks, records, of=cast(float, score.extra[reading]), name=name)
+    return found
+
+
+def tally(marks: Mapping[str, float], records: Sequence[Record], *, of: float, name: str) -> Tally:
+    """Marks by the ids of their records. Raises ValueError where their mean is not the figure that they are `of`."""
     by_id = {record.id: record for record in records}
-    kept = [(by_id[key], mark) for key, mark in score.marks.items()]
+    kept = [(by_id[key], mark) for key, mark in marks.items()]
     images = sorted({_image(record) for record, _ in kept})
     groups = sorted({_group(record) for record, _ in kept})
     row, column = ({name: k for k, name in enumerate(names)} for names in (images, groups))
@@ -53,8 +65,8 @@ def tally(score: Score, records: Sequence[Record]) -> Tally:
         sums[row[_image(record)], column[_group(record)]] += mark
         counts[row[_image(record)], column[_group(record)]] += 1
     made = Tally(tuple(images), tuple(groups), sums, counts)
-    if abs(made.value() - score.value) > 1e-6 * max(1.0, abs(score.value)):
-        raise ValueError(f"{score.task} is {score.value}, its marks' mean is {made.value()}: it cannot be compared so")
+    if abs(made.value() - of) > 1e-6 * max(1.0, abs(of)):
+        raise ValueError(f"{name} is {of}, its marks' mean is {made.value()}: it cannot be compared so")
     return made
 
 

@@ -21,7 +21,7 @@ from ..train.recipe import Recipe, load_recipe
 from ..train.run import train
 from .alignments import alignment_facts
 from .runs import Places
-from .tallies import tally
+from .tallies import tallies_of
 
 
 def work(places: Places, key: str, *, tasks: Sequence[str] = (), keep: bool = False) -> Path:
@@ -69,10 +69,11 @@ def earlier_seconds(places: Places, key: str) -> float:
 
 
 def _tallies(folder: Path, tasks: Sequence[str]) -> dict[str, Any]:
-    made = {}
+    made: dict[str, Any] = {}
     for name in tasks:
         path = folder / "predictions" / f"{name}.jsonl"
-        made[name] = tally(score(path)[name], read_predictions(path)).as_json()
+        found = tallies_of(score(path)[name], read_predictions(path))
+        made |= {title: tally.as_json() for title, tally in found.items()}
     return made
 
 

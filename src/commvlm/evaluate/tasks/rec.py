@@ -18,6 +18,8 @@ from ..metrics import REC_RULES, STRETCHED, bootstrap, only_box, rec_correct, re
 from .task import NO_FACTS, Facts, Parsed, Record, Score, Size, Task, interval_in_percent, percent
 
 NOWHERE: Box = (0.0, 0.0, 0.0, 0.0)
+MEAN_IOU = "mean_iou"
+"""A reading: how far boxes overlap on average, which tells models apart that all pass 0.5."""
 BOX_CODEC, GEOMETRY = "box_codec", "geometry"
 """Facts that say how a record's boxes are written and what of its image is shown; without them as in Shikra.
 
@@ -61,9 +63,14 @@ def score(records: Sequence[Record], *, rule: str) -> Score:
         interval=interval,
         n=len(records),
         unparsable=sum(said is None for said, _ in pairs),
-        extra={"mean_iou": percent(float(iou.mean()))},
-        marks={record.id: float(mark) for record, mark in zip(records, correct, strict=True)},
+        extra={MEAN_IOU: percent(float(iou.mean()))},
+        marks=_by_id(records, correct),
+        readings={MEAN_IOU: _by_id(records, iou)},
     )
+
+
+def _by_id(records: Sequence[Record], marks: np.ndarray) -> dict[str, float]:
+    return {record.id: float(mark) for record, mark in zip(records, marks, strict=True)}
 
 
 def _pair(record: Record, *, rule: str) -> tuple[Box | None, Box]:

@@ -60,7 +60,8 @@ class Score:
     error and 95 % interval, from a bootstrap clustered by image (None with fewer than two images).
 
     unparsable answers are part of n. rule names the official or house rule that was applied. marks: what each scored
-    item earned, by the id of its (first) record, in [0, 1] (CIDEr: 0 to 10); they are no part of a file of scores.
+    item earned, by the id of its (first) record, in [0, 1] (CIDEr: 0 to 10). readings: the same for figures of `extra` that
+    are means of marks, too. Neither is part of a file of scores.
     """
 
     task: str
@@ -73,9 +74,10 @@ class Score:
     unparsable: int
     extra: Mapping[str, object] = field(default_factory=dict)
     marks: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
+    readings: Mapping[str, Mapping[str, float]] = field(default_factory=dict, repr=False, compare=False)
 
     def as_json(self) -> dict[str, object]:
-        return {name: value for name, value in asdict(self).items() if name != "marks"}
+        return {name: value for name, value in asdict(self).items() if name not in ("marks", "readings")}
 
 
 Scorer = Callable[[Sequence[Record]], Score]
