@@ -1,0 +1,166 @@
+"""Muon beside AdamW, against the library's own optimizers on copies, and in whole runs."""
+
+import copy
+import io
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+from torch.optim.lr_scheduler import LambdaLR
+
+from commvlm.train.keys import RecipeError
+from commvlm.train.optimizers import Together, optimizer_of
+from commvlm.train.run import train
+from commvlm.train.trainer import StageTrainer
+
+STAGE = {"name": "only", "steps": 4, "batch": 2, "warmup": 0.0, "schedule": "linear"}
+RATES = {"project": 1e-2, "language_model": 3e-3}
+
+
+class Parts(nn.Module):
+    """Two parts: a matrix and its bias; words, a matrix, a row of weights and a kernel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.project = nn.Linear(6, 4)
+        self.words = nn.Embedding(9, 4)
+        self.hidden = nn.Linear(4, 9, bias=False)
+        self.row = nn.Parameter(torch.randn(1, 9))
+        self.kernel = nn.Parameter(torch.randn(2, 3, 3))
+
+    def parts(self) -> dict[str, list[nn.Parameter]]:
+        own = [self.words.weight, self.hidden.weight, self.row, self.kernel]
+        return {"project": list(self.project.parameters()), "language_model": own}
+
+    def backward(self, step: int) -> None:
+        x = torch.randn(5, 6, generator=torch.Generator().manual_seed(step))
+        said = self.hidden(self.project(x) + self.words.weight[step]) * self.row
+        (said.square().mean() + self.kernel.pow(3).sum()).backward()
+
+
+def optimizer_for(model, kind="muon", decay=0.1):
+    return optimizer_of(kind, model.parts(), RATES, decay=decay, words={id(model.words.weight)})
+
+
+def stepped(model, optimizer, schedule, steps):
+    for step in steps:
+        model.backward(step)
+        optimizer.step()
+        schedule.step()
+        optimizer.zero_grad()
+
+
+def halving(optimizer):
+    return LambdaLR(optimizer, lambda step: 0.5**step)
+
+
+def test_each_parameter_is_stepped_on_as_by_the_librarys_own():
+    ours, theirs = Parts(), Parts()
+    together = optimizer_for(ours)
+    schedule = halving(together)
+    muon = torch.optim.Muon(
+        [
+            {"params": [theirs.project.weight], "lr": 1e-2},
+            {"params": [theirs.hidden.weight], "lr": 3e-3},
+        ],
+        weight_decay=0.1, adjust_lr_fn="match_rms_adamw",
+    )  # fmt: skip
+    adamw = torch.optim.AdamW(
+        [
+            {"params": [theirs.project.bias], "lr": 1e-2, "weight_decay": 0.0},
+            {"params": [theirs.words.weight, theirs.row, theirs.kernel], "lr": 3e-3, "weight_decay": 0.1},
+        ]
+    )
+    schedules = [halving(muon), halving(adamw)]
+    for step in range(4):
+        stepped(ours, together, schedule, [step])
+        theirs.backward(step)
+        for optimizer, own in zip((muon, adamw), schedules, strict=True):
+            optimizer.step()
+            own.step()
+            optimizer.zero_grad()
+    start = Parts().state_dict()
+    for name, value in theirs.state_dict().items():
+        assert torch.equal(ours.state_dict()[name], value), name
+        assert not torch.equal(value, start[name]), name
+    assert schedule.get_last_lr() == pytest.approx([1e-2 / 16, 3e-3 / 16] * 2)
+
+
+def test_adamw_is_one_optimizer_whose_vectors_do_not_decay():
+    optimizer = optimizer_for(Parts(), "adamw")
+    assert type(optimizer) is torch.optim.AdamW
+    found = [(g["part"], g["lr"], g["weight_decay"], len(g["params"])) for g in optimizer.param_groups]
+    assert found == [("project", 1e-2, 0.1, 1), ("project", 1e-2, 0.0, 1), ("language_model", 3e-3, 0.1, 4)]
+
+
+def test_it_goes_on_from_its_state():
+    model = Parts()
+    optimizer = optimizer_for(model)
+    schedule = halving(optimizer)
+    stepped(model, optimizer, schedule, range(2))
+    file = io.BytesIO()
+    torch.save({"optimizer": optimizer.state_dict(), "schedule": schedule.state_dict()}, file)
+    again = Parts()
+    again.load_state_dict(copy.deepcopy(model.state_dict()))
+    stepped(model, optimizer, schedule, range(2, 4))
+
+    file.seek(0)
+    state = torch.load(file, weights_only=True)
+    other = optimizer_for(again)
+    other_schedule = halving(other)
+    other.load_state_dict(state["optimizer"])
+    other_schedule.load_state_dict(state["schedule"])
+    stepped(again, other, other_schedule, range(2, 4))
+    assert all(torch.equal(value, again.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_a_closure_is_refused():
+    optimizer = optimizer_for(Parts())
+    assert isinstance(optimizer, Together)
+    with pytest.raises(ValueError, match="closure"):
+        optimizer.step(lambda: 0.0)
+
+
+def weights_after(small, folder, *options, **changes):
+    trains = {"merge": 1e-3, "align": 1e-3, "project": 1e-3, "language_model": 1e-3}
+    recipe = small("--train.precision", "fp32", *options, stages=[{**STAGE, "trains": trains, **changes}])
+    train(recipe, folder)
+    return load_file(folder / "model" / "model.safetensors")
+
+
+def test_in_a_run_words_and_vectors_are_adamws_and_matrices_are_not(small, tmp_path):
+    """After one step both optimizers have seen one gradient."""
+    adamw = weights_after(small, tmp_path / "adamw", steps=1)
+    muon = weights_after(small, tmp_path / "muon", "--train.optimizer", "muon", steps=1)
+    start = weights_after(small, tmp_path / "start", steps=1, trains={"merge": 0.0})
+    moved = {name for name in start if not torch.equal(start[name], adamw[name])}
+    other = {name for name in moved if not torch.equal(adamw[name], muon[name])}
+    assert any("embed_tokens" in name for name in moved)
+    assert all(adamw[name].ndim == 2 and "embed" not in name and "lm_head" not in name for name in other)
+    assert {name for name in moved if "_proj.weight" in name} <= other
+
+
+def test_an_interrupted_run_ends_as_if_it_had_not_been(small, tmp_path, monkeypatch):
+    whole = weights_after(small, tmp_path / "whole", "--train.optimizer", "muon")
+    step = StageTrainer.training_step
+
+    def stopping(self, *args, **kwargs):
+        if self.state.global_step == 3:
+            raise ValueError("stopped")
+        return step(self, *args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(StageTrainer, "training_step", stopping)
+        with pytest.raises(ValueError, match="stopped"):
+            weights_after(small, tmp_path / "parts", "--train.optimizer", "muon")
+    assert (tmp_path / "parts" / "stages" / "only" / "checkpoint-3").is_dir()
+    again = weights_after(small, tmp_path / "parts", "--train.optimizer", "muon")
+    assert all(torch.equal(value, again[name]) for name, value in whole.items())
+
+
+def test_shared_out_matrices_are_refused(small, tmp_path):
+    with pytest.raises(RecipeError, match=r"train\.optimizer muon needs whole matrices: engine ddp, not fsdp"):
+        train(small("--train.optimizer", "muon", "--train.engine", "fsdp"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
