@@ -49,7 +49,9 @@ def same_questions(result: Mapping[str, Any], other: Mapping[str, Any], tasks: C
         raise ValueError(f"{where}: its tasks are {', '.join(map(_short, result['scores']))}, not {', '.join(tasks)}")
     names, wanted = set(result["tallies"]), set(other["tallies"])
     if names != wanted or not names >= set(tasks):
-        raise ValueError(f"{where}: its tallies are {', '.join(map(_short, sorted(names)))}, not {', '.join(sorted(wanted))}")
+        raise ValueError(
+            f"{where}: its tallies are {', '.join(map(_short, sorted(names)))}, not {', '.join(sorted(wanted))}"
+        )
     for task, said in result["tallies"].items():
         if any(said[part] != other["tallies"][task][part] for part in ("images", "groups", "counts")):
             raise ValueError(f"{where}: tallies.{task} is about other images or questions than results before it")

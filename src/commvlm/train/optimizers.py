@@ -1,4 +1,4 @@
-"""What steps on the weights: AdamW, or Muon on the hidden matrices with AdamW on the rest, both as the library has them."""
+"""What steps on the weights: AdamW, or Muon on the hidden matrices with AdamW on the rest."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from torch import nn
-from torch.optim import AdamW, Muon, Optimizer
+from torch.optim import AdamW, Optimizer
+
+from .muon import Muon
 
 Groups = list[dict[str, Any]]
 BETAS = (0.9, 0.999)
@@ -23,7 +25,7 @@ def optimizer_of(
     """trained: part -> its parameters. rates: part -> learning rate. decay: weight decay, of matrices alone.
 
     kind: "adamw", or "muon", which steps on all matrices (both sides longer than 1) but the language model's words (`words`,
-    by id), scaled so that a rate means what it means to AdamW (https://arxiv.org/abs/2502.16982, equation 4).
+    by id), at rates that mean what they mean to AdamW.
     """
     if kind == "adamw":
         return AdamW(_groups(trained, rates, decay, lambda p: True), betas=BETAS, eps=1e-8)
@@ -32,7 +34,7 @@ def optimizer_of(
     rest = _groups(trained, rates, decay, lambda p: not is_hidden(p))
     parts: list[Optimizer] = []
     if hidden:
-        parts.append(Muon(hidden, adjust_lr_fn="match_rms_adamw"))
+        parts.append(Muon(hidden))
     if rest:
         parts.append(AdamW(rest, betas=BETAS, eps=1e-8))
     return Together(parts)
