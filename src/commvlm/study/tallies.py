@@ -32,7 +32,7 @@ class Tally:
     def as_json(self) -> dict[str, Any]:
         return {
             "images": list(self.images), "groups": list(self.groups),
-            "sums": np.round(self.sums, 9).tolist(), "counts": self.counts.astype(int).tolist(),
+            "sums": np.round(self.sums, 6).tolist(), "counts": self.counts.astype(int).tolist(),
         }  # fmt: skip
 
     @classmethod
