@@ -207,6 +207,7 @@ def test_the_whole_study_of_two_rows_and_its_report(tmp_path, scale):
     page = (root / "report.html").read_text()
     assert done.stdout.strip() == str(root / "report.html")
     assert "http" not in page.replace("http://www.w3.org", "")
+    assert "<th scope=\"col\">REC mean IoU</th>" in page
     results = json.loads((root / "results.json").read_text())
     assert results["runs"] == 2
     assert {f"{name} 8" for name in said["pair"]} == set(results["rows"])

@@ -37,7 +37,7 @@ def curves(panels: Mapping[str, Mapping[str, Mapping[int, Estimate]]]) -> str:
                     marker=MARKERS[k % len(MARKERS)], markersize=5, linewidth=2, label=name,
                 )  # fmt: skip
             panel.set_title(TITLES.get(task, task), loc="left", fontsize=11, fontweight="bold")
-            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes[-1].set_xlabel("layer (block output, counted from 1)")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, handlelength=3.2)
     return svg(figure, "Score by layer, one line for each encoder, one panel for each task")
@@ -115,7 +115,7 @@ def alignments(facts: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]])
                     )  # fmt: skip
             panel.set_yscale("log")
             panel.set_title(title, loc="left", fontsize=11, fontweight="bold")
-            panel.xaxis.set_major_locator(MaxNLocator(integer=True))
+            panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         panel.set_xlabel("linear layer of the alignment (dotted: before training, solid: after)")
         figure.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return svg(figure, "Gradients and activations in each linear layer of the alignment, before and after training")

@@ -66,6 +66,7 @@ def write_report(places: Places, scale: Scale) -> Path:
             claims=len(verdicts),
             sections=sections,
             words=BRANCHES,
+            titles=TITLES,
             learning=Markup(_learning(places, results, scale)),
             shown=_gallery(places, results, comm(scale).name),
             receipts=_receipts(results),
@@ -115,7 +116,7 @@ def _section(name: str, scale: Scale, results: Results, places: Places) -> dict[
     experiment = EXPERIMENTS[name]
     rows = experiment.rows(scale)
     asked = experiment.tasks or scale.tasks
-    tasks = [name for name in TITLES if name.split()[0] in asked and name in results.estimates]
+    tasks = [name for task in asked for name in results.estimates if name.split()[0] == task]  # with its readings
     taken = costs({row.name: row for row in rows}, places.root / "costs.json", runs=0)
     return {
         "name": name,
