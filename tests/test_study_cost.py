@@ -3,6 +3,7 @@
 import io
 import json
 from dataclasses import replace
+from functools import partial
 
 import pytest
 from rich.console import Console
@@ -14,7 +15,7 @@ from commvlm.study.cost import grid_cost
 from commvlm.study.experiments import rows_of
 from commvlm.study.runs import Places, runs_of
 from commvlm.study.settings import load_scale
-from commvlm.study.study import asked, grid_table, planned
+from commvlm.study.study import asked, chosen, grid_table, planned
 
 
 @pytest.fixture(scope="module")
@@ -73,10 +74,19 @@ def test_what_is_left_of_a_micro_grid_is_reckoned_from_what_is_done(tmp_path):
         "pair: [clip, mae]\nlayers: [4, 8]\nseeds: 2\nworld: {train: 8, test: 4}\n"
     )
     wanted = asked(["figure-2"], scale=str(scale), out=tmp_path / "out", seeds=None, data=None)
-    rows, runs = planned(wanted)
+    _, runs = planned(wanted)
     places = Places(wanted.root)
     for key, seconds in ((runs[0].key, 100.0), (runs[1].key, 300.0)):
         places.result(key).parent.mkdir(parents=True, exist_ok=True)
         places.result(key).write_text(json.dumps({"seconds": {"train": seconds - 10, "evaluate": 10.0}}))
-    said = grid_table(rows, runs, places, scale=wanted.scale, gpu="h100", console=Console(file=io.StringIO()))
-    assert said.endswith("4 rows, 8 runs, 2 of them done; 200 s a run, so 0.3 core-hours are left")
+    table = partial(grid_table, places=places, scale=wanted.scale, gpu="h100", console=Console(file=io.StringIO()))
+    assert table(runs).endswith("4 rows, 8 runs, 2 of them done; 200 s a run, so 0.3 core-hours are left")
+    assert table(chosen(runs, ["mae*", "clip 8"])).startswith("clip 8\nmae 4\nmae 8\n3 rows, 6 runs, ")
+    with pytest.raises(ValueError, match=r"--rows: no row is called 'clpi 4'; did you mean 'clip 4'\?"):
+        chosen(runs, ["mae*", "clpi 4"])
+
+
+def test_rows_are_chosen_for_training_alone(tmp_path, capsys):
+    words = ["study", "all", "--scale", "micro", "--out", str(tmp_path), "--rows", "COMM", "--report"]
+    assert main(words) == 2
+    assert "--rows chooses what is trained or listed" in capsys.readouterr().err

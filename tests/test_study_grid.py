@@ -145,8 +145,7 @@ def test_a_call_with_fewer_seeds_or_experiments_forgets_nothing(scale, world, tm
     places, seen = Places(tmp_path), []
     for names, seeds in ((["table-1"], 2), (["weights"], 1)):
         wanted = Asked(names, replace(scale, seeds=seeds), tmp_path, world)
-        rows, runs = planned(wanted)
-        remember(places, rows, runs, wanted)
+        remember(places, planned(wanted)[1], wanted)
         seen.append(json.loads((tmp_path / "grid.json").read_text()))
     assert seen[1]["experiments"] == ["table-1", "weights"]
     assert seen[1]["rows"] == seen[0]["rows"]
@@ -202,12 +201,17 @@ def test_the_whole_study_of_two_rows_and_its_report(tmp_path, scale):
     root = tmp_path / "study"
     call = [sys.executable, "-m", "commvlm.cli", "study", "figure-2", "--scale", str(tmp_path / "tiny.yaml")]
     call += ["--out", str(root), "--jobs", "2"]
+    one = subprocess.run([*call, "--rows", "clip*"], capture_output=True, text=True, timeout=280)
+    assert one.returncode == 0, one.stderr[-2000:]
+    first = json.loads((root / "results.json").read_text())
+    assert (first["runs"], list(first["rows"])) == (1, ["clip 8"])
+    assert set(json.loads((root / "grid.json").read_text())["rows"]) == {"clip 8", "mae 8"}
     done = subprocess.run(call, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-2000:]
     page = (root / "report.html").read_text()
     assert done.stdout.strip() == str(root / "report.html")
     assert "http" not in page.replace("http://www.w3.org", "")
-    assert "<th scope=\"col\">REC mean IoU</th>" in page
+    assert '<th scope="col">REC mean IoU</th>' in page
     results = json.loads((root / "results.json").read_text())
     assert results["runs"] == 2
     assert {f"{name} 8" for name in said["pair"]} == set(results["rows"])

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = """  commvlm study figure-2 --scale quick
   commvlm study all --scale micro --seeds 3 --jobs 2
   commvlm study table-1 controls --scale analysis --data DIR --list
+  commvlm study all --scale micro --rows "COMM*" "clip last"
   commvlm study all --scale micro --report          # only draws the report anew
   commvlm study all --scale micro --report --into docs/findings.md
   commvlm study all --scale micro --export micro.runs.jsonl.xz    # what is done, as one file
@@ -28,6 +29,13 @@ def add_study(commands: argparse._SubParsersAction) -> None:
     parser = add_command(commands, "study", _study, what, EXAMPLES)
     parser.add_argument("experiments", nargs="+", help="figure-2, figure-3, table-1, ... or all")
     parser.add_argument("--scale", default="quick", help="quick, micro, analysis, or a YAML file")
+    parser.add_argument(
+        "--rows",
+        nargs="+",
+        default=[],
+        metavar="NAME",
+        help='only these of the rows that --list names; "COMM*" is a pattern',
+    )
     parser.add_argument("--seeds", type=count, help="in place of the scale's own")
     parser.add_argument("--out", type=Path, help="folder of the study (runs/study/SCALE)")
     parser.add_argument("--data", type=Path, help="folder of the data, of a scale without a micro world")
@@ -57,16 +65,18 @@ def _study(options: argparse.Namespace) -> int:
     from ..study.bundle import pack
     from ..study.report import write_report
     from ..study.runs import Places
-    from ..study.study import asked, grid_table, planned, study, take
+    from ..study.study import asked, chosen, grid_table, planned, study, take
 
     wanted = asked(
         options.experiments, scale=options.scale, out=options.out, seeds=options.seeds, data=options.data,
-        gpu=options.gpu,
+        gpu=options.gpu, only=options.rows,
     )  # fmt: skip
     places = Places(wanted.root)
     console = Console(stderr=True)
     if options.into is not None and (options.list or options.export):
         raise ValueError("--into puts a report's findings into a page: --list and --export draw none")
+    if options.rows and (options.report or options.export):
+        raise ValueError("--rows chooses what is trained or listed: --report and --export take all that is done")
     if options.into is not None:
         check_marks(options.into, "study")
     if options.source is not None:
@@ -78,7 +88,8 @@ def _study(options: argparse.Namespace) -> int:
         print(f"{options.export}: the results of {packed} runs")
         return 0
     if options.list:
-        print(grid_table(*planned(wanted), places, scale=wanted.scale, gpu=wanted.gpu, console=console))
+        runs = chosen(planned(wanted)[1], wanted.only)
+        print(grid_table(runs, places, scale=wanted.scale, gpu=wanted.gpu, console=console))
         return 0
     if options.report:
         print(write_report(places, wanted.scale))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -13,6 +14,7 @@ from rich.console import Console
 from ..app.planning import machine
 from ..microworld.writer import write_world
 from ..model.storage import writing
+from ..train.keys import nearest_key
 from .bundle import keep, read_bundle
 from .cost import grid_cost
 from .executors import EXECUTORS, worker_command
@@ -33,18 +35,21 @@ MEASURED = 5
 @dataclass(frozen=True)
 class Asked:
     """What a call wants. names: experiments. root: the study's folder. data: of a scale without a world of its own.
-    gpu: by which such a scale's cost is counted, and said before anything starts."""
+    gpu: by which such a scale's cost is counted, and said before anything starts. only: patterns of row names, such as
+    "COMM*"; no other row is trained by this call."""
 
     names: Sequence[str]
     scale: Scale
     root: Path
     data: Path | None = None
     gpu: str = "h100"
+    only: Sequence[str] = ()
 
 
 def asked(
-    names: Sequence[str], *, scale: str, out: Path | None, seeds: int | None, data: Path | None, gpu: str | None = None
-) -> Asked:
+    names: Sequence[str], *, scale: str, out: Path | None, seeds: int | None, data: Path | None, gpu: str | None = None,
+    only: Sequence[str] = (),
+) -> Asked:  # fmt: skip
     """Raises ValueError for an experiment or a scale that there is not, naming the nearest, and for data or a GPU that it
     would not use."""
     experiments_named(list(names))
@@ -56,7 +61,7 @@ def asked(
             )
     if seeds is not None:
         found = replace(found, seeds=seeds)
-    return Asked(tuple(names), found, out or Path("runs/study") / found.name, data, gpu or Asked.gpu)
+    return Asked(tuple(names), found, out or Path("runs/study") / found.name, data, gpu or Asked.gpu, tuple(only))
 
 
 def planned(asked: Asked) -> tuple[list[Row], list[Run]]:
@@ -64,6 +69,17 @@ def planned(asked: Asked) -> tuple[list[Row], list[Run]]:
     rows = rows_of(asked.scale, list(asked.names))
     runs = runs_of(asked.scale, rows, data=str(_data(asked)))
     return rows, [_reading(run, asked) for run in runs]
+
+
+def chosen(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
+    """The runs of the rows whose names fit one of the patterns; all without any. Raises ValueError for one that fits none."""
+    names = list(dict.fromkeys(run.row.name for run in runs))
+    for pattern in patterns:
+        if not fnmatch.filter(names, pattern):
+            raise ValueError(
+                f"--rows: no row is called {pattern!r}{nearest_key(pattern, names)}; --list names them all"
+            )
+    return [run for run in runs if not patterns or any(fnmatch.fnmatchcase(run.row.name, one) for one in patterns)]
 
 
 def _reading(run: Run, asked: Asked) -> Run:
@@ -91,12 +107,12 @@ def study(asked: Asked, *, jobs: int, executor: str, console: Console) -> tuple[
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}: at least one run must be able to go on")
     with locked(asked.root), writing(asked.root):
-        rows, runs = planned(asked)
-        places = Places(asked.root)
+        rows, every = planned(asked)
+        places, runs = Places(asked.root), chosen(every, asked.only)
         if asked.scale.world is None and runs:
             said = priced(runs, places, gpu=asked.gpu, console=console)
             console.print(said, highlight=False, soft_wrap=True, markup=False)
-        remember(places, rows, runs, asked)
+        remember(places, every, asked)
         write_jobs(places, runs)
         if FIGURE_1 in experiments_named(list(asked.names)):
             draw_figure_1(asked.scale, _data(asked), places.figures)
@@ -118,16 +134,16 @@ def take(asked: Asked, source: Path) -> tuple[int, int]:
     if not source.is_file():
         raise ValueError(f"{source} is no file: give one that `commvlm study --export` wrote")
     with locked(asked.root), writing(asked.root):
-        rows, runs = planned(asked)
+        _, runs = planned(asked)
         places, keys = Places(asked.root), {run.key for run in runs}
         found = read_bundle(source, keys, places, tasks=asked.scale.tasks)
-        remember(places, rows, runs, asked)
+        remember(places, runs, asked)
         write_jobs(places, runs)
         keep(found, source, places)
         return len(found), sum(places.done(key) for key in keys)
 
 
-def remember(places: Places, rows: Sequence[Row], runs: Sequence[Run], asked: Asked) -> None:
+def remember(places: Places, runs: Sequence[Run], asked: Asked) -> None:
     """grid.json, with the rows, experiments and seeds of earlier calls on this folder kept.
 
     Raises ValueError where the folder is another scale's.
@@ -157,10 +173,9 @@ def priced(runs: Sequence[Run], places: Places, *, gpu: str, console: Console) -
         return grid_cost(runs, places, machine(gpu, 1)).table()
 
 
-def grid_table(
-    rows: Sequence[Row], runs: Sequence[Run], places: Places, *, scale: Scale, gpu: str, console: Console
-) -> str:
+def grid_table(runs: Sequence[Run], places: Places, *, scale: Scale, gpu: str, console: Console) -> str:
     """What would be run, what is done already, and what the rest costs: counted, or from the runs that are done."""
+    rows = list(dict.fromkeys(run.row.name for run in runs))
     keys = {run.key for run in runs}
     results = [json.loads(places.result(key).read_text(encoding="utf-8")) for key in keys if places.done(key)]
     counted = f"{len(rows)} rows, {len(keys)} runs, {len(results)} of them done"
@@ -170,4 +185,4 @@ def grid_table(
         each = sum(sum(result["seconds"].values()) for result in results) / len(results)
         left = len(keys) - len(results)
         counted += f"; {each:.0f} s a run, so {each * left / 3600:.1f} core-hours are left"
-    return "\n".join([*(row.name for row in rows), counted])
+    return "\n".join([*rows, counted])
