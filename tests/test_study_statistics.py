@@ -15,6 +15,7 @@ from commvlm.study.statistics import (
     estimates,
     holm,
     seed_errors,
+    unit_of,
     usual_variance,
 )
 from commvlm.study.tallies import Tally, tallies_of, tally
@@ -95,12 +96,36 @@ def test_an_interval_is_that_of_a_slow_loop():
 def test_a_rows_spread_is_drawn_towards_that_of_all():
     """Two seeds each with deviations 0, sqrt 2 and sqrt 8, whose mean is sqrt 2; c4(2) is sqrt(2 / pi); and one seed."""
     values = {"a": [5.0, 5.0], "b": [4.0, 6.0], "c": [3.0, 7.0], "d": [1.0]}
-    found = seed_errors({name: np.asarray(own) for name, own in values.items()})
+    units = {"a": 1.0, "b": 1.0, "c": 1.0, "d": 3.0}
+    found = seed_errors({name: np.asarray(own) for name, own in values.items()}, units)
     usual = 2 / (2 / np.pi)
     assert found["a"] == pytest.approx(((2 * usual + 0) / 3 / 2) ** 0.5)
     assert found["c"] == pytest.approx(((2 * usual + 8) / 3 / 2) ** 0.5)
-    assert found["d"] == pytest.approx(usual**0.5)
-    assert seed_errors({"d": np.asarray([1.0])}) == {"d": 0.0}
+    assert found["d"] == pytest.approx(3 * usual**0.5)
+    assert seed_errors({"d": np.asarray([1.0])}, {"d": 1.0}) == {"d": 0.0}
+
+
+def test_noise_is_measured_in_logits_or_in_shares():
+    """A small step of the logit takes p by p (1 - p) times it."""
+    step = 1e-4
+    logit = np.log(0.98 / 0.02) + step
+    assert unit_of(98.0, bounded=True) == pytest.approx((100 / (1 + np.exp(-logit)) - 98) / step, rel=1e-3)
+    assert unit_of(100.0, bounded=True) == pytest.approx(0.4975)
+    assert unit_of(250.0, bounded=False) == 250.0
+    cider = estimates({"a": {0: made([3.0, 2.0])}})["a"]
+    assert (cider.mean, cider.unit) == (250.0, 250.0)
+
+
+def test_a_row_near_the_ceiling_is_not_doubted_for_the_noise_of_others():
+    """Two rows at 98 that move by half a point, eleven in the middle that move by ten: all by half a logit."""
+    rng = np.random.default_rng(0)
+    levels = np.array([4.0, 4.0, *np.linspace(-0.5, 1.5, 11)])
+    values = 1 / (1 + np.exp(-(levels[:, None] + 0.5 * rng.standard_normal((13, 3)))))
+    found = estimates({str(k): {s: made(np.full(4, v)) for s, v in enumerate(own)} for k, own in enumerate(values)})
+    gap = apart(found, "0", "1")
+    assert gap.high - gap.low < 6
+    assert found["0"].high < 103
+    assert found["5"].high - found["5"].low > 15
 
 
 def apart(rows, one, other):
@@ -110,14 +135,21 @@ def apart(rows, one, other):
 @pytest.mark.parametrize("seeds", [2, 3])
 @pytest.mark.parametrize("spreads", [(5.0,), (1.0, 10.0)])
 @pytest.mark.parametrize("shared", [0.0, 0.9])
-def test_equal_rows_are_seldom_told_apart_by_seed_noise_alone(seeds, spreads, shared):
-    """shared: of a row's variance, what its seed does to all rows."""
-    rng, told = np.random.default_rng(0), 0
+@pytest.mark.parametrize("logits", [False, True])
+def test_equal_rows_are_seldom_told_apart_by_seed_noise_alone(seeds, spreads, shared, logits):
+    """shared: of a row's variance, what its seed does to all rows. logits: noise in tenths of them, at levels of 43 to 98 %,
+    or in points at 50 %. The first two rows are equal."""
+    rng, told, level = np.random.default_rng(0), 0, 0.0
     for k in range(200):
         spread, common = rng.choice(spreads, 13), shared**0.5 * rng.standard_normal(seeds)
         rows = {}
         for name, wide in enumerate(spread):
-            means = 50 + wide * (common + (1 - shared) ** 0.5 * rng.standard_normal(seeds))
+            noise = wide * (common + (1 - shared) ** 0.5 * rng.standard_normal(seeds))
+            if logits:
+                level = level if name == 1 else rng.uniform(-0.3, 4)
+                means = 100 / (1 + np.exp(-level - noise / 10))
+            else:
+                means = 50 + noise
             rows[str(name)] = {s: made(np.full(4, mean / 100)) for s, mean in enumerate(means)}
         found = estimates(rows, draws=1000, seed=k)
         told += word(apart(found, "0", "1"), "more") != "undecided"
@@ -131,9 +163,11 @@ def test_what_a_seed_does_to_all_rows_cancels_in_a_difference():
     found = estimates(rows)
     gap = apart(found, "a", "b")
     spreads = [np.std(np.subtract(values[x], values[y]), ddof=1) for x, y in ("ab", "ac", "ad", "bc", "bd", "cd")]
-    usual = (np.mean(spreads) / (np.pi**0.5 / 2)) ** 2  # c4(3) is the root of pi over two
-    assert usual_variance(found) == pytest.approx(usual / 2)
-    error = ((PRIOR * usual + 2 * 1.0) / (PRIOR + 2) / 3) ** 0.5
+    units = {name: found[name].unit for name in values}
+    pairs = [units[x] ** 2 + units[y] ** 2 for x, y in ("ab", "ac", "ad", "bc", "bd", "cd")]
+    usual = (np.mean(np.divide(spreads, np.sqrt(pairs))) / (np.pi**0.5 / 2)) ** 2  # c4(3) is the root of pi over two
+    assert usual_variance(found) == pytest.approx(usual)
+    error = ((PRIOR * usual * pairs[0] + 2 * 1.0) / (PRIOR + 2) / 3) ** 0.5
     assert gap.mean == pytest.approx(2)
     assert gap.draws.std() == pytest.approx(error * 2**0.5, rel=0.2)  # of a t of four degrees, whose variance is 2
     assert (
