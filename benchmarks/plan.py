@@ -122,8 +122,8 @@ def run(recipe: Recipe) -> None:
         output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=train.precision == "bf16", report_to="none"
     )
     trainer: Any = StageTrainer(
-        model=model, args=arguments, train_dataset=[], trains=stage.trains, decay=0.0, spike=None, batch=stage.batch,
-        stopped=Path("stopped.json"),
+        model=model, args=arguments, train_dataset=[], method="adamw", trains=stage.trains, decay=0.0, spike=None,
+        batch=stage.batch, stopped=Path("stopped.json"),
         adapted=False,
     )  # type: ignore[arg-type]  # fmt: skip
     if train.checkpointing:
