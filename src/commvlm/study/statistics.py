@@ -88,7 +88,7 @@ def estimates(rows: Mapping[str, Mapping[int, Tally]], *, draws: int = DRAWS, se
     found = {}
     for name, own in values.items():
         drawn = {s: tally.values(weights) for s, tally in rows[name].items()}
-        noise = rng.standard_t(PRIOR + len(own) - 1, draws)
+        noise = _noise(seed, len(own), draws)
         found[name] = Estimate.of(own, drawn, error=errors[name], noise=noise, unit=units[name])
     return found
 
@@ -107,8 +107,13 @@ def difference(rows: Mapping[str, Estimate], terms: Mapping[str, float], *, usua
     own = float(np.var(list(values.values()), ddof=1)) * free if free else 0.0
     expected = usual * sum((part * rows[name].unit) ** 2 for name, part in terms.items())
     variance = (PRIOR * expected + own) / (PRIOR + free)
-    noise = np.random.default_rng([seed, 1]).standard_t(PRIOR + free, len(drawn[common[0]]))
+    noise = _noise(seed, len(common), len(drawn[common[0]]))
     return Estimate.of(values, drawn, error=math.sqrt(variance / len(common)), noise=noise)
+
+
+def _noise(seed: int, seeds: int, draws: int) -> np.ndarray:
+    """Standard errors of a mean over so many seeds: the same for all, so that two names of one run have one interval."""
+    return np.random.default_rng([seed, seeds]).standard_t(PRIOR + seeds - 1, draws)
 
 
 def seeds_of(rows: Mapping[str, Estimate], names: Iterable[str]) -> list[int]:
@@ -131,7 +136,7 @@ def usual_variance(rows: Mapping[str, Estimate]) -> float:
     spreads = []
     for one, other in itertools.combinations(rows, 2):
         common = seeds_of(rows, (one, other))
-        if len(common) > 1:
+        if len(common) > 1 and rows[one].seeds != rows[other].seeds:  # not two names of one run
             gaps = [rows[one].seeds[s] - rows[other].seeds[s] for s in common]
             spreads.append(np.std(gaps, ddof=1) / _bias(len(common)) / math.hypot(rows[one].unit, rows[other].unit))
     return float(np.mean(spreads)) ** 2 if spreads else 0.0
