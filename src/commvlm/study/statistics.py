@@ -10,7 +10,7 @@ of the row's own.
 A seed settles the order of the data for every row, so a difference is taken seed by seed, and its variance is that of these
 differences. Two rows that differ by seed noise alone are then told apart in about 5 % of cases (6 at most) with two or three
 seeds, whether noise is alike in points or in logits, twelve times as large in some rows as in others, or shared between
-rows; in 8 to 12 % where it is the other way round, large near 100 % and small elsewhere. Drawing seeds with replacement did
+rows; in 8 to 13 % where it is the other way round, large near 100 % and small elsewhere. Drawing seeds with replacement did
 so in 35 and 21 %. It says nothing of other encoders, worlds or budgets.
 """
 
