@@ -7,6 +7,7 @@ from commvlm.evaluate.tasks import Record, task_named
 from commvlm.study import charts
 from commvlm.study.claims import Claim, claims_of, judged, word
 from commvlm.study.controls import BLIND
+from commvlm.study.results import Results
 from commvlm.study.settings import load_scale
 from commvlm.study.statistics import (
     PRIOR,
@@ -18,6 +19,7 @@ from commvlm.study.statistics import (
     unit_of,
     usual_variance,
 )
+from commvlm.study.tables import loss_cell
 from commvlm.study.tallies import Tally, tallies_of, tally
 
 
@@ -280,3 +282,15 @@ def test_the_gain_of_merging_is_held_against_one_good_layer():
     """Not against the last layer alone: a control that needs no run of its own."""
     found = [claim.terms for claim in claims_of(load_scale("micro")) if claim.finding == "C" and claim.task == "rec"]
     assert {"clip lln-layerscale all": 1.0, "clip 4": -1.0} in found
+
+
+def test_a_training_loss_at_the_end_is_of_the_last_stage_and_of_the_seeds_that_are_done():
+    falling = [["instruct", 10 * k, 1.0 - 0.05 * k] for k in range(1, 13)]
+    runs = {
+        "a": {"losses": [["align", 10, 9.0], ["instruct", 10, 0.5], ["instruct", 20, 0.4]]},
+        "b": {"losses": [["align", 10, 9.0], *falling]},
+    }
+    results = Results({"rows": {"row": {"runs": {"1": "b", "0": "a", "2": "c"}}}}, runs)
+    assert results.late_losses("row") == pytest.approx([0.45, 1.0 - 0.05 * 7.5])
+    assert loss_cell(results, "row") == "0.450, 0.625"
+    assert (results.late_losses("none"), loss_cell(results, "none")) == ([], "–")

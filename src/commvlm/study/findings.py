@@ -11,7 +11,7 @@ from .report import verdicts_on
 from .results import Results, read_results
 from .runs import Places
 from .settings import Scale
-from .tables import TITLES, adjusted_p, cell
+from .tables import LOSS, TITLES, adjusted_p, cell, loss_cell
 
 COMMANDS = {
     "F1": "figure-2", "F2": "table-1 table-6 controls", "F3": "table-1 figure-3", "F4": "table-7 figure-2", "F5": "table-1",
@@ -60,9 +60,10 @@ def _claims(verdicts: Sequence[Verdict]) -> str:
 
 def _rows(results: Results) -> str:
     tasks = [task for task in TITLES if task in results.estimates]
-    lines = ["| row | seeds | " + " | ".join(TITLES[task] for task in tasks) + " |", "|---|---|" + "---|" * len(tasks)]
+    titles = [*(TITLES[task] for task in tasks), LOSS]
+    lines = ["| row | seeds | " + " | ".join(titles) + " |", "|---|---|" + "---|" * len(titles)]
     for name in results.rows:
         if results.seeds(name):
             cells = " | ".join(cell(results.estimates[task].get(name)) for task in tasks)
-            lines.append(f"| {name} | {results.seeds(name)} | {cells} |")
+            lines.append(f"| {name} | {results.seeds(name)} | {cells} | {loss_cell(results, name)} |")
     return "\n".join([*lines, ""])

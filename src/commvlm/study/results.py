@@ -19,6 +19,9 @@ from .runs import Places
 from .statistics import Estimate, estimates
 from .tallies import Tally
 
+LATE = 10
+"""Logged losses, the last ones, that a run's training loss at its end is the mean of."""
+
 
 @dataclass(frozen=True)
 class Results:
@@ -39,6 +42,15 @@ class Results:
 
     def seeds(self, name: str) -> int:
         return len(self.of_row(name)) if name in self.rows else 0
+
+    def late_losses(self, name: str) -> list[float]:
+        """Of each seed that is done, its training loss at the end: nats a token, within the last stage's mixture. Rows have
+        the same examples in the same order, so losses of one seed can be compared."""
+        ends = []
+        for _, result in sorted(self.of_row(name).items() if name in self.rows else ()):
+            losses = [loss for stage, _, loss in result["losses"] if stage == result["losses"][-1][0]][-LATE:]
+            ends += [sum(losses) / len(losses)] if losses else []
+        return ends
 
 
 def read_results(places: Places) -> Results:

@@ -21,6 +21,7 @@ TITLES = {
     "vqa": "VQA accuracy",
     "caption": "caption CIDEr",
 }
+LOSS = "training loss at the end, by seed"
 COSTS = ("parameters M", "GFLOPs", "tokens", "ms", "MB")
 
 
@@ -37,6 +38,11 @@ def cell(estimate: Estimate | None) -> str:
     return "–" if estimate is None else f"{estimate.mean:.1f} [{estimate.low:.1f}, {estimate.high:.1f}]"
 
 
+def loss_cell(results: Results, name: str) -> str:
+    """Of each seed, in their order; nats a token."""
+    return ", ".join(f"{loss:.3f}" for loss in results.late_losses(name)) or "–"
+
+
 def cost_cells(cost: Mapping[str, Any]) -> list[str]:
     """Of the visual half: millions of parameters, GFLOPs, visual tokens, milliseconds and megabytes of one image."""
     measured = cost["measured"]
@@ -49,12 +55,13 @@ def cost_cells(cost: Mapping[str, Any]) -> list[str]:
 def scores_of(
     title: str, rows: Sequence[Row], tasks: Sequence[str], results: Results, costs: Mapping[str, Mapping[str, Any]]
 ) -> Table:
-    """One line per row: seeds, each task's mean and 95 % interval, what the visual half costs."""
+    """One line per row: seeds, each task's mean and 95 % interval, losses, what the visual half costs."""
     lines = []
     for row in rows:
         found = [cell(results.estimates.get(task, {}).get(row.name)) for task in tasks]
-        lines.append([row.name, str(results.seeds(row.name)), *found, *cost_cells(costs[row.name])])
-    return Table(title, ["row", "seeds", *(TITLES.get(task, task) for task in tasks), *COSTS], lines)
+        shown = [row.name, str(results.seeds(row.name)), *found, loss_cell(results, row.name)]
+        lines.append([*shown, *cost_cells(costs[row.name])])
+    return Table(title, ["row", "seeds", *(TITLES.get(task, task) for task in tasks), LOSS, *COSTS], lines)
 
 
 def verdicts_of(title: str, verdicts: Sequence[Verdict]) -> Table:
@@ -126,6 +133,7 @@ def as_json(results: Results, verdicts: Sequence[Verdict]) -> dict[str, Any]:
         "rows": {
             name: {
                 "seeds": results.seeds(name),
+                "training_loss": [round(loss, 4) for loss in results.late_losses(name)],
                 **{
                     task: [round(value, 3) for value in (found[name].mean, found[name].low, found[name].high)]
                     for task, found in results.estimates.items()
