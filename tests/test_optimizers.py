@@ -115,6 +115,28 @@ def test_momentum_is_made_orthogonal():
         assert torch.allclose(orthogonal(x[:1])[0], found[0], atol=1e-5)
 
 
+def test_large_matrices_are_stepped_on_few_at_a_time(monkeypatch):
+    """Three at once, two and one, each alone: stacks as large as said, and the same weights, decimals aside."""
+    draw = torch.Generator().manual_seed(0)
+    start = [torch.randn(4, 6, generator=draw) for _ in range(3)]
+    gradients = [torch.randn(4, 6, generator=draw) for _ in range(3)]
+    ends = {}
+    for numbers, sizes in ((2**24, [3]), (50, [2, 1]), (20, [1, 1, 1])):
+        seen = []
+        monkeypatch.setattr("commvlm.train.muon.AT_ONCE", numbers)
+        watched = lambda x, n, seen=seen: seen.append(len(x)) or orthogonal(x, n)  # noqa: E731
+        monkeypatch.setattr("commvlm.train.muon.orthogonal", watched)
+        own = [nn.Parameter(p.clone()) for p in start]
+        for p, gradient in zip(own, gradients, strict=True):
+            p.grad = gradient
+        Muon(own, lr=1e-1, weight_decay=0.1).step()
+        assert seen == sizes
+        ends[numbers] = torch.stack([p.detach() for p in own])
+    assert torch.allclose(ends[2**24], ends[50], atol=1e-6)
+    assert torch.allclose(ends[2**24], ends[20], atol=1e-6)
+    assert not torch.allclose(ends[20], torch.stack(start), atol=1e-2)
+
+
 def test_what_is_no_matrix_is_refused():
     with pytest.raises(ValueError, match=r"one parameter has the shape \(3,\)"):
         Muon([nn.Parameter(torch.zeros(3))])

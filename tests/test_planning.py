@@ -68,7 +68,7 @@ def updates(recipe: Recipe) -> None:
         output_dir=tempfile.mkdtemp(), use_cpu=True, bf16=train.precision == "bf16", report_to="none"
     )
     trainer: Any = StageTrainer(
-        model=model, args=arguments, train_dataset=[], method="adamw", trains=stage.trains, decay=0.0, spike=None,
+        model=model, args=arguments, train_dataset=[], method=train.optimizer, trains=stage.trains, decay=0.0, spike=None,
         batch=stage.batch, stopped=Path("stopped.json"), adapted=False,
     )  # type: ignore[arg-type]  # fmt: skip
     optimizer = trainer.create_optimizer()
@@ -87,8 +87,9 @@ def updates(recipe: Recipe) -> None:
     [
         (["--train.precision", "fp32"], {}),
         (["--train.precision", "bf16", "--train.checkpointing", "true"], {"micro_batch": 2}),
+        (["--train.precision", "fp32", "--train.optimizer", "muon"], {}),
     ],
-    ids=["whole", "checkpointed and accumulated"],
+    ids=["whole", "checkpointed and accumulated", "muon"],
 )
 def test_a_plan_is_what_a_run_holds(options, stage):
     """Every tensor of a real run is counted, weights and optimizer among them. Within 10 %; 15 % are promised."""
@@ -198,6 +199,22 @@ def test_engines_share_out_what_they_say(quick, sizes, engine, weights, gradient
         assert memory.gradients == pytest.approx(gradients * trained, abs=8)
         assert memory.copies == 0
     assert memory.overhead > 1.8e9
+
+
+def test_muon_keeps_one_state_of_matrices_and_steps_in_room_of_its_own(quick):
+    """By hand: 8 bytes a parameter, 4 of those that are matrices and no words; a step on large matrices, five copies."""
+    plain, muon = (Planner(micro("--train.optimizer", name), HERE, TEXT) for name in ("adamw", "muon"))
+    model = build_model(**model_settings(plain.recipe.model), weights="random")
+    settle_parts(model, ALL)
+    tables = {id(model.get_input_embeddings().weight), id(model.get_output_embeddings().weight)}
+    matrices = [p for p in model.parameters() if p.requires_grad and p.dim() == 2 and id(p) not in tables]
+    ours, theirs = (p.plan(p.recipe.train.stages[0]).memory for p in (muon, plain))
+    assert theirs.optimizer - ours.optimizer == 4 * sum(p.numel() for p in matrices)
+    few = Planner(micro("--train.optimizer", "muon", batch=1), HERE, Text(front=0, words=1, answer=1))
+    few.held = lambda *_: Held(0, 0, 0, 0)
+    own = few.plan(few.recipe.train.stages[0]).memory
+    most = max(sum(p.numel() for p in matrices if p.shape == shape) for shape in {p.shape for p in matrices})
+    assert own.optimizer - ours.optimizer == 4 * 5 * most
 
 
 def test_adapters_learn_little_and_4_bits_hold_less(quick):

@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +25,8 @@ from ..model.names import lookup
 from ..model.spec import build_config
 from ..train.adapters import Adapters
 from ..train.assemble import model_settings
+from ..train.muon import AT_ONCE, COPIES
+from ..train.optimizers import is_hidden, words_of
 from ..train.parts import settle_parts
 from ..train.recipe import Lora, Recipe, Stage, Train
 from ..train.stage import shared_out
@@ -156,6 +159,9 @@ class Planner:
         gradients = sizes.trained * each // whole
         optimizer = sizes.trained * (12 if each == 2 else 8) // whole
         step = sizes.trained * 4 // whole if self.on.cuda else 2 * 4 * sizes.largest
+        if train.optimizer == "muon":  # on whole matrices, in fp32
+            optimizer -= 4 * sizes.hidden
+            step = max(4 * (sizes.trained - sizes.hidden) if self.on.cuda else step, 4 * COPIES * sizes.stack)
         kept = "sharded" if sharded else "made" if accumulated == 1 else "there"
         held: Held = self.held(way, micro, packs(train.attention), kept)
         backward = held.total + (gradients if sharded else 0)
@@ -222,7 +228,7 @@ class _Adapt:
 @dataclass(frozen=True)
 class Sizes:
     """Numbers of parameters: all, those that learn, the largest that does, those beside adapters, the largest unit that FSDP
-    gathers at once, and those in no unit."""
+    gathers at once, those in no unit, those that Muon would step on, and the most of these at once."""
 
     total: int
     trained: int
@@ -230,18 +236,26 @@ class Sizes:
     beside: int
     unit: int
     loose: int
+    hidden: int
+    stack: int
 
     @classmethod
     def of(cls, model: Any) -> Sizes:
         """Of a model without memory."""
         parameters = dict(model.named_parameters())
-        learning = [p.numel() for p in parameters.values() if p.requires_grad]
+        trained = [p for p in parameters.values() if p.requires_grad]
+        learning = [p.numel() for p in trained]
+        words = words_of(model)
+        matrices = [p for p in trained if is_hidden(p, words)]
+        alike = Counter(p.shape for p in matrices)
+        stack = max((max(shape.numel(), min(n * shape.numel(), AT_ONCE)) for shape, n in alike.items()), default=0)
         split = set(model._no_split_modules or ())
         units = [m for m in model.modules() if type(m).__name__ in split]
         sizes = [sum(p.numel() for p in unit.parameters()) for unit in units] or [0]
         total = sum(p.numel() for p in parameters.values())
         beside = sum(p.numel() for name, p in parameters.items() if ".base_layer.weight" in name)
-        return cls(total, sum(learning), max(learning), beside, max(sizes), total - sum(sizes))
+        hidden = sum(p.numel() for p in matrices)
+        return cls(total, sum(learning), max(learning), beside, max(sizes), total - sum(sizes), hidden, stack)
 
     def weights_bytes(self, each: int, lora: Lora) -> int:
         """Of all weights; those beside adapters at 4 bits, with NF4's scales (arXiv 2305.14314: 0.127 bits more)."""

@@ -2,13 +2,13 @@
 
 The library's own `torch.optim.Muon` does the same in bf16, matrix by matrix. On a CPU without units for bf16 that takes many
 times as long as the rest of a step of the micro world, and comes out otherwise than on one with them; so here matrices of one
-shape are stacked, and fp32 stays fp32.
+shape are stacked, small ones all together, large ones one by one, and fp32 stays fp32.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,10 @@ from torch.optim import Optimizer
 
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)
 """Coefficients of the quintic whose iteration takes every singular value to about one (Jordan et al., 2024)."""
+AT_ONCE = 2**24
+"""Numbers in a stack of matrices, where one matrix alone is not larger: small ones gain by company, large ones by room."""
+COPIES = 5
+"""Times a stack is in memory within a step, at most: what came, its like before and after an iteration, two grams."""
 
 
 class Muon(Optimizer):
@@ -42,9 +46,9 @@ class Muon(Optimizer):
             for p in group["params"]:
                 if p.grad is not None:
                     alike.setdefault(tuple(p.shape), []).append(p)
-            for shape, some in alike.items():
+            for some in (stack for every in alike.values() for stack in stacks(every)):
                 steps = orthogonal(torch.stack([self._momentum(p, group) for p in some]), group["iterations"])
-                size = -group["lr"] * 0.2 * math.sqrt(max(shape))
+                size = -group["lr"] * 0.2 * math.sqrt(max(some[0].shape))
                 for p, own in zip(some, steps, strict=True):
                     p.mul_(1 - group["lr"] * group["weight_decay"]).add_(own, alpha=size)
 
@@ -55,6 +59,12 @@ class Muon(Optimizer):
         if not state:
             state["momentum_buffer"] = torch.zeros_like(p.grad)
         return p.grad.lerp(state["momentum_buffer"].lerp_(p.grad, 1 - kept), kept)
+
+
+def stacks(matrices: Sequence[Tensor]) -> list[Sequence[Tensor]]:
+    """Matrices of one shape -> those that are stepped on at once."""
+    each = max(1, AT_ONCE // matrices[0].numel())
+    return [matrices[k : k + each] for k in range(0, len(matrices), each)]
 
 
 def orthogonal(x: Tensor, iterations: int = 5) -> Tensor:

@@ -24,20 +24,29 @@ def optimizer_of(
 ) -> Optimizer:
     """trained: part -> its parameters. rates: part -> learning rate. decay: weight decay, of matrices alone.
 
-    kind: "adamw", or "muon", which steps on all matrices (both sides longer than 1) but the language model's words (`words`,
-    by id), at rates that mean what they mean to AdamW.
+    kind: "adamw", or "muon", which steps on all that `is_hidden` at rates that mean what they mean to AdamW.
     """
     if kind == "adamw":
         return AdamW(_groups(trained, rates, decay, lambda p: True), betas=BETAS, eps=1e-8)
-    is_hidden: Callable[[nn.Parameter], bool] = lambda p: p.ndim == 2 and min(p.shape) > 1 and id(p) not in words  # noqa: E731
-    hidden = _groups(trained, rates, decay, is_hidden)
-    rest = _groups(trained, rates, decay, lambda p: not is_hidden(p))
+    hidden = _groups(trained, rates, decay, lambda p: is_hidden(p, words))
+    rest = _groups(trained, rates, decay, lambda p: not is_hidden(p, words))
     parts: list[Optimizer] = []
     if hidden:
         parts.append(Muon(hidden))
     if rest:
         parts.append(AdamW(rest, betas=BETAS, eps=1e-8))
     return Together(parts)
+
+
+def words_of(model: Any) -> set[int]:
+    """The ids of the parameters that are words: the language model's table of embeddings, and of its output."""
+    tables = (model.model.language_model.get_input_embeddings(), model.get_output_embeddings())
+    return {id(p) for table in tables for p in table.parameters()}
+
+
+def is_hidden(p: nn.Parameter, words: set[int]) -> bool:
+    """Whether Muon steps on it: matrices, both sides longer than 1, that are no `words` (by id)."""
+    return p.ndim == 2 and min(p.shape) > 1 and id(p) not in words
 
 
 def _groups(

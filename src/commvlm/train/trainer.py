@@ -21,7 +21,7 @@ from ..model.modeling import CommForConditionalGeneration
 from ..model.storage import write_text, writing
 from . import sharded
 from .adapters import load_trained, save_trained
-from .optimizers import optimizer_of
+from .optimizers import optimizer_of, words_of
 from .parallel import processes, together
 from .whole import flush
 
@@ -65,9 +65,7 @@ class StageTrainer(Trainer):
     def create_optimizer(self, model: nn.Module | None = None) -> torch.optim.Optimizer:
         """As `method` says, one rate per part; decay on matrices only."""
         if self.optimizer is None:
-            language_model = self.model.model.language_model
-            tables = (language_model.get_input_embeddings(), self.model.get_output_embeddings())
-            words = {id(p) for table in tables for p in table.parameters()}
+            words = words_of(self.model)
             self.optimizer = optimizer_of(self.method, self._trained(), self.trains, decay=self.decay, words=words)
         return self.optimizer
 
