@@ -19,7 +19,7 @@ from commvlm.study.statistics import (
     unit_of,
     usual_variance,
 )
-from commvlm.study.tables import loss_cell
+from commvlm.study.tables import by_seed, loss_cell
 from commvlm.study.tallies import Tally, tallies_of, tally
 
 
@@ -194,6 +194,8 @@ def test_a_difference_is_over_the_seeds_that_both_rows_have():
     found = estimates({"a": tallies, "b": {0: tallies[2], 1: tallies[0]}})
     gap = difference(found, {"a": 1.0, "b": -1.0}, usual=0.0)
     assert gap.seeds == {0: pytest.approx(40.0), 1: pytest.approx(10.0)}
+    claims = [Claim("F5", "apart", "pope", {"a": 1, "b": -1}), Claim("F5", "alike", "pope", {"a": -1e-4, "b": 0})]
+    assert [by_seed(verdict) for verdict in judged(claims, {"pope": found})] == ["40.0, 10.0", "0.0, 0.0"]
     alone = estimates({"a": {0: tallies[0]}, "b": {1: tallies[1]}})
     with pytest.raises(ValueError, match="a and b have no seed in common"):
         difference(alone, {"a": 1.0, "b": -1.0}, usual=0.0)

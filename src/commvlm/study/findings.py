@@ -11,7 +11,7 @@ from .report import verdicts_on
 from .results import Results, read_results
 from .runs import Places
 from .settings import Scale
-from .tables import LOSS, TITLES, adjusted_p, cell, loss_cell
+from .tables import LOSS, TITLES, adjusted_p, by_seed, cell, loss_cell
 
 COMMANDS = {
     "F1": "figure-2", "F2": "table-1 table-6 controls", "F3": "table-1 figure-3", "F4": "table-7 figure-2", "F5": "table-1",
@@ -50,11 +50,11 @@ def as_markdown(scale: Scale, results: Results, verdicts: Sequence[Verdict]) -> 
 
 
 def _claims(verdicts: Sequence[Verdict]) -> str:
-    lines = ["| claim | task | difference | seeds | p | verdict |", "|---|---|---|---|---|---|"]
+    lines = ["| claim | task | difference | by seed | p | verdict |", "|---|---|---|---|---|---|"]
     for v in verdicts:
         said = f"**{v.word}**" + (f" ({v.why})" if v.why else "")
         task = TITLES.get(v.claim.task, v.claim.task)
-        lines.append(f"| {v.claim.says} | {task} | {cell(v.estimate)} | {v.seeds} | {adjusted_p(v)} | {said} |")
+        lines.append(f"| {v.claim.says} | {task} | {cell(v.estimate)} | {by_seed(v)} | {adjusted_p(v)} | {said} |")
     return "\n".join([*lines, ""])
 
 

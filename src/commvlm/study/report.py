@@ -27,7 +27,7 @@ from .results import Results, costs, read_results
 from .rows import Row, comm
 from .runs import Places
 from .settings import Scale
-from .tables import TITLES, as_csv, as_json, latex, markdown, scores_of, verdicts_of
+from .tables import TITLES, as_csv, as_json, by_seed, latex, markdown, scores_of, verdicts_of
 
 BRANCHES = {"holds": "✓ holds", "reversed": "✗ reversed", "undecided": "? undecided"}
 
@@ -93,6 +93,7 @@ def _environment() -> Environment:
     )  # fmt: skip
     environment.filters["signed"] = lambda value: f"{value:+.1f}"
     style = (resources.files("commvlm.app") / "report.html").read_text(encoding="utf-8")
+    environment.globals["by_seed"] = by_seed
     environment.globals["style"] = Markup(style[style.index("<style>") + 7 : style.index("</style>")])
     return environment
 

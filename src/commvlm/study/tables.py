@@ -69,12 +69,22 @@ def verdicts_of(title: str, verdicts: Sequence[Verdict]) -> Table:
     lines = [
         [
             f"{v.claim.finding}: {v.claim.says}", TITLES.get(v.claim.task, v.claim.task), v.claim.expect,
-            cell(v.estimate), str(v.seeds), f"{v.estimate.p:.3f}", adjusted_p(v),
+            cell(v.estimate), by_seed(v), f"{v.estimate.p:.3f}", adjusted_p(v),
             f"{v.word} ({v.why})" if v.why else v.word,
         ]
         for v in verdicts
     ]  # fmt: skip
-    return Table(title, ["claim", "task", "expected", "difference", "seeds", "p", "p (Holm)", "verdict"], lines)
+    return Table(title, ["claim", "task", "expected", "difference", "by seed", "p", "p (Holm)", "verdict"], lines)
+
+
+def by_seed(verdict: Verdict) -> str:
+    """The difference with each seed that its rows have in common, in the seeds' order."""
+    return ", ".join(f"{value:.1f}" for value in _by_seed(verdict, 1))
+
+
+def _by_seed(verdict: Verdict, decimals: int) -> list[float]:
+    found = verdict.estimate.seeds
+    return [round(found[seed], decimals) + 0.0 for seed in sorted(found)]  # no minus before a zero
 
 
 def adjusted_p(verdict: Verdict) -> str:
@@ -147,7 +157,7 @@ def as_json(results: Results, verdicts: Sequence[Verdict]) -> dict[str, Any]:
             {
                 "finding": v.claim.finding, "says": v.claim.says, "task": v.claim.task, "expected": v.claim.expect,
                 "difference": [round(value, 3) for value in (v.estimate.mean, v.estimate.low, v.estimate.high)],
-                "seeds": v.seeds, "p": round(v.estimate.p, 5), "p_holm": v.adjusted and round(v.adjusted, 5),
+                "by_seed": _by_seed(v, 3), "p": round(v.estimate.p, 5), "p_holm": v.adjusted and round(v.adjusted, 5),
                 "verdict": v.word,
             }
             for v in verdicts
