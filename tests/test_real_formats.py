@@ -12,12 +12,14 @@ import pytest
 import torch
 from PIL import Image
 
+from commvlm.app.questions import questions_of
 from commvlm.cli import main
 from commvlm.data.example import BOXES, Example, Turn
 from commvlm.evaluate.answerers import mute, oracle
 from commvlm.evaluate.run import predict, score
 from commvlm.evaluate.tasks import MME, POINTQA, TASKS, V7W, Record
 from commvlm.train.assemble import assemble
+from commvlm.train.keys import RecipeError
 from commvlm.train.recipe import Source, load_recipe
 from commvlm.train.sources import named_examples
 from commvlm.train.whole import save_whole
@@ -166,16 +168,43 @@ def test_a_model_goes_the_whole_way(folder, tmp_path, capsys):
         model.model.multi_modal_projector.weight.mul_(30)
     save_whole(tmp_path / "model", model, processor)
     argv = ["evaluate", str(tmp_path / "model"), "--recipe", "micro", "--data.root", str(folder), "--json"]
-    argv += ["--evaluate.sources", json.dumps(SOURCES), "--evaluate.max_new_tokens", "8"]
-    assert main([*argv, "--out", str(tmp_path / "out")]) == 0
+    argv += ["--evaluate.sources", json.dumps([*SOURCES, *OTHERS[:3]]), "--evaluate.max_new_tokens", "8"]
+    argv += ["--out", str(tmp_path / "out")]
+    assert main(argv) == 0
     scores = json.loads(capsys.readouterr().out)
-    assert set(scores) == set(TASKS)
-    assert {name: found["n"] for name, found in scores.items()} == {
-        "rec": 9, "reg": 3, "pope": 12, "vqa": 3, "caption": 3, "mme": 12, "pointqa": 3, "v7w": 3,
+    asked = {
+        "rec.rec": 6, "rec.rec-shikra": 3, "reg": 3, "pope": 12, "vqa.vqa": 3, "vqa.okvqa": 3, "caption.caption": 3,
+        "caption.coco-karpathy": 3, "caption.flickr": 3, "mme": 12, "pointqa": 3, "v7w": 3,
     }  # fmt: skip
-    assert {path.stem for path in (tmp_path / "out" / "receipts").iterdir()} == set(TASKS)
+    assert {name: found["n"] for name, found in scores.items()} == asked
+    assert {found["task"] for found in scores.values()} == set(TASKS)
+    assert {path.stem for path in (tmp_path / "out" / "receipts").iterdir()} == set(asked)
     files = json.loads((tmp_path / "out" / "receipts" / "mme.json").read_text())["files"]
     assert files["mme.images"]["bytes"] > 0
+    split = json.loads((tmp_path / "out" / "receipts" / "vqa.okvqa.json").read_text())["split"]
+    assert split == "okvqa"
+    official = {path.name for path in (tmp_path / "out" / "official").iterdir()}
+    assert {"vqa.vqa.json", "vqa.okvqa.json", "rec.rec-shikra.jsonl", "pope_random.jsonl", "mme"} <= official
+    assert main([*argv, "--tasks", "vqa.okvqa,rec"]) == 0
+    assert set(json.loads(capsys.readouterr().out)) == {"vqa.okvqa", "rec.rec", "rec.rec-shikra"}
+    assert main([*argv, "--tasks", "vqa.gqa"]) == 2
+    assert "the recipe asks nothing of 'vqa.gqa'; it asks caption.caption, " in capsys.readouterr().err
+
+
+def test_one_set_of_a_task_is_called_by_the_task_and_pope_is_one_whatever_its_sources(folder):
+    recipe = load_recipe("micro", ["--data.root", str(folder), "--evaluate.sources", json.dumps(SOURCES[3:6])])
+    sets = {one.name: one for one in questions_of(recipe)}
+    assert {name: len(one.examples) for name, one in sets.items()} == {"pope": 12, "vqa": 3}
+    assert [source.name for source in sets["pope"].sources] == ["pope-random", "pope-popular"]
+    (only,) = questions_of(recipe, ["vqa"])
+    assert only.examples == sets["vqa"].examples
+
+
+@pytest.mark.parametrize("name", ["../up", "a/b", "", ".hidden", "-x"])
+def test_a_sources_name_can_be_a_files(name, folder):
+    said = json.dumps([{**SOURCES[5], "name": name}])
+    with pytest.raises(RecipeError, match="a name is of letters"):
+        questions_of(load_recipe("micro", ["--data.root", str(folder), "--evaluate.sources", said]))
 
 
 # --- scores by hand ---

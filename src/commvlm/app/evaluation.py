@@ -14,22 +14,19 @@ from typing import Any
 
 import torch
 
-from ..data.example import Example
 from ..evaluate.official import write_official
 from ..evaluate.predictions import read_predictions
 from ..evaluate.receipts import fingerprint, read_receipt, receipt, write_json
 from ..evaluate.run import predict, score
 from ..evaluate.scores import read_scores, write_scores
 from ..evaluate.shards import Shard
-from ..evaluate.tasks import Score, task_named
+from ..evaluate.tasks import Score
 from ..evaluate.tasks.rec import BOX_CODEC, GEOMETRY
 from ..train.recipe import Evaluate, Recipe, Source, as_yaml, load_recipe
-from ..train.sources import named_examples
 from .answering import Answerer
 from .checkpoint import is_ours, resolve_checkpoint
 from .library_answering import LibraryAnswerer, load_library_model
-
-Asked = dict[str, list[Example]]
+from .questions import Questions, questions_of
 
 
 @dataclass(frozen=True)
@@ -46,37 +43,37 @@ def evaluate(
     checkpoint: Path, *, tasks: Sequence[str] = (), overrides: Sequence[str] = (), recipe: str | None = None,
     out: Path | None = None, shard: Shard | None = None,
 ) -> dict[str, Score]:  # fmt: skip
-    """Writes OUT/predictions/{task}.jsonl, then OUT/scores.json, OUT/receipts/{task}.json and the answers in the official
-    formats (OUT/official), and returns the scores.
+    """Writes OUT/predictions/{name}.jsonl, then OUT/scores.json, OUT/receipts/{name}.json and the answers in the official
+    formats (OUT/official), and returns the scores; names are those of `questions.Questions`.
 
     checkpoint: a run of `commvlm train`, a saved COMM model, or any image-text-to-text model of the library. recipe: whose
     questions are asked; a run's own by default. out: a run's folder, or the checkpoint's, by default. tasks: which of those
-    that the recipe asks; all by default. overrides: recipe options, such as another data.root. shard: this process among
-    several (torchrun's by default); the first one scores, the others return nothing.
+    that the recipe asks, or sets of questions; all by default. overrides: recipe options, such as another data.root.
+    shard: this process among several (torchrun's by default); the first one scores, the others return nothing.
     Scores of other tasks stay in the file. Raises ValueError for a folder that is no finished run or model, and for a task
     that the recipe does not ask.
     """
     place = _place(checkpoint, recipe=recipe, overrides=overrides, out=out)
-    asked, sources = _asked(place.recipe, tasks)
+    asked = sorted(questions_of(place.recipe, tasks), key=lambda one: one.name)
     shard = _shard_of_torchrun() if shard is None else shard
     answer, made = _answerer(place, shard)
     seconds: dict[str, float] = {}
-    for name in sorted(asked):
+    for one in asked:
         start = time.perf_counter()
         predict(
-            answer, asked[name], _predictions(place, name), batch_size=8 * place.recipe.evaluate.batch, progress=name,
-            shard=shard, notes=_notes(place),
+            answer, one.examples, _predictions(place, one.name), batch_size=8 * place.recipe.evaluate.batch,
+            progress=one.name, shard=shard, notes=_notes(place),
         )  # fmt: skip
-        seconds[name] = time.perf_counter() - start
+        seconds[one.name] = time.perf_counter() - start
     if shard.rank:
         return {}
     rules = place.recipe.evaluate.rules
     scores: dict[str, Score] = {}
-    for name in sorted(asked):
-        path = _predictions(place, name)
-        scores |= score(path, rules={name: rules[name]} if name in rules else {})
-        write_official(read_predictions(path), place.out / "official")
-        _write_receipt(place, scores[name], path, sources=sources[name], made=made, seconds=seconds[name])
+    for one in asked:
+        path = _predictions(place, one.name)
+        scores[one.name] = score(path, rules={one.task: rules[one.task]} if one.task in rules else {})[one.task]
+        write_official(read_predictions(path), place.out / "official", name=one.name)
+        _write_receipt(place, scores[one.name], path, asked=one, made=made, seconds=seconds[one.name])
     kept = read_scores(place.out / "scores.json") if tasks and (place.out / "scores.json").exists() else {}
     write_scores({**kept, **scores}, place.out / "scores.json")
     return scores
@@ -148,18 +145,18 @@ def _portable(recipe: Recipe) -> str:
     return as_yaml(replace(recipe, data=replace(recipe.data, root="")))
 
 
-def _predictions(place: Place, task: str) -> Path:
-    return place.out / "predictions" / f"{task}.jsonl"
+def _predictions(place: Place, name: str) -> Path:
+    return place.out / "predictions" / f"{name}.jsonl"
 
 
 def _write_receipt(
-    place: Place, found: Score, path: Path, *, sources: Sequence[Source], made: Mapping[str, object], seconds: float
+    place: Place, found: Score, path: Path, *, asked: Questions, made: Mapping[str, object], seconds: float
 ) -> None:
     """Beside the score. Answers that were there before keep what their receipt says of how they were made."""
-    target = place.out / "receipts" / f"{found.task}.json"
+    target = place.out / "receipts" / f"{asked.name}.json"
     fresh = receipt(
-        found, read_predictions(path), split=", ".join(source.name for source in sources),
-        files=_files(sources, Path(place.recipe.data.root)), predictions=path, made=made, seconds=seconds,
+        found, read_predictions(path), split=", ".join(source.name for source in asked.sources),
+        files=_files(asked.sources, Path(place.recipe.data.root)), predictions=path, made=made, seconds=seconds,
     )  # fmt: skip
     if target.exists():
         earlier = read_receipt(target)
@@ -177,28 +174,6 @@ def _files(sources: Sequence[Source], root: Path) -> dict[str, Path]:
         named = {name: root / path for name, path in source.files.items()} or {"images": root / source.images}
         found |= {f"{source.name}.{name}": path for name, path in named.items()}
     return found
-
-
-def _asked(recipe: Recipe, tasks: Sequence[str]) -> tuple[Asked, dict[str, list[Source]]]:
-    """The examples of each wanted task, and the sources that they are from.
-
-    Raises ValueError for a task that there is not or that the recipe does not ask.
-    """
-    for name in (*tasks, *recipe.evaluate.rules):
-        task_named(name)
-    if not recipe.evaluate.sources:
-        raise ValueError("the recipe asks nothing: name what is asked in evaluate.sources")
-    found: Asked = {}
-    origins: dict[str, list[Source]] = {}
-    read = named_examples(recipe.evaluate.sources, Path(recipe.data.root))
-    for source in recipe.evaluate.sources:
-        for name in dict.fromkeys(task_named(example.task).name for example in read[source.name]):
-            found.setdefault(name, []).extend(e for e in read[source.name] if e.task == name)
-            origins.setdefault(name, []).append(source)
-    lacking = [name for name in tasks if name not in found]
-    if lacking:
-        raise ValueError(f"the recipe asks nothing of task {lacking[0]!r}; it asks {', '.join(sorted(found))}")
-    return {name: found[name] for name in tasks or found}, origins
 
 
 def _images(run: Path) -> str:

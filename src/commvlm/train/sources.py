@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,12 +24,17 @@ from ..data.store import Kept, image_codes
 from .keys import RecipeError, nearest_key
 from .recipe import Data, Source, Stage
 
+NAME = re.compile(r"[^\W_][\w+.-]*")
+"""Of a source: files are named by it."""
 PREPARED = ".prepared"
 """Folder of the stores, under data.root."""
 
 
 def located(source: Source, root: Path) -> tuple[Path, dict[str, Path], dict[str, Any]]:
-    """A source's images, files and options, paths under root. Raises RecipeError where root is no folder."""
+    """A source's images, files and options, paths under root. Raises RecipeError where root is no folder, and for a name that
+    cannot be a file's."""
+    if not NAME.fullmatch(source.name):
+        raise RecipeError(f"source {source.name!r}: a name is of letters, digits, + - _ and ., a letter or digit first")
     if not root.is_dir():
         raise RecipeError(f"data.root {root} is no folder: make it (commvlm microworld write) or pass --data.root DIR")
     return root / source.images, {name: root / path for name, path in source.files.items()}, dict(source.options)

@@ -7,6 +7,7 @@
     FOLDER/rec.jsonl           {"id", "answer"}
     FOLDER/reg.json            [{"ref_id" or "id", "sent"}]
 
+Sets of one task are files of their own: FOLDER/rec.refcoco-val.jsonl.
 Wrappers are taken off as for scoring. PointQA and Visual7W have no official format.
 """
 
@@ -24,16 +25,17 @@ from ..tasks import Record, task_named
 Row = dict[str, object]
 
 
-def write_official(records: Sequence[Record], folder: Path) -> list[Path]:
-    """Files of one task's records, each whole or not there; returns their paths.
+def write_official(records: Sequence[Record], folder: Path, *, name: str = "") -> list[Path]:
+    """Files of one task's records, each whole or not there; returns their paths. name: of the files, the task's by default.
 
     None where the task has no official format, or where its reader gives no official ids.
     """
     task = records[0].task
-    if task not in NEEDS or not all(name in record.facts for record in records for name in NEEDS[task]):
+    if task not in NEEDS or not all(fact in record.facts for record in records for fact in NEEDS[task]):
         return []
+    name = name or task
     if task == "mme":
-        return _write_mme(records, folder / "mme")
+        return _write_mme(records, folder / name)
     groups: dict[str, list[Row]] = {}
     for record in records:
         part = f"_{record.facts['set']}" if "set" in record.facts else ""
@@ -43,7 +45,7 @@ def write_official(records: Sequence[Record], folder: Path) -> list[Path]:
     for part, rows in groups.items():
         lines = "".join(f"{json.dumps(row, ensure_ascii=False)}\n" for row in rows)
         text = lines if as_lines else json.dumps(rows, ensure_ascii=False)
-        written.append(_write(folder / f"{task}{part}.{'jsonl' if as_lines else 'json'}", text))
+        written.append(_write(folder / f"{name}{part}.{'jsonl' if as_lines else 'json'}", text))
     return written
 
 

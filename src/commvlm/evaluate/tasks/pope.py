@@ -66,4 +66,5 @@ POPE = Task(
     rules={rule: partial(score, rule=rule) for rule in POPE_RULES},
     bare=unwrap,
     wrapped=("shikra",),
+    whole=True,
 )

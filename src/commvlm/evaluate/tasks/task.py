@@ -93,7 +93,7 @@ class Task:
 
     parse: an answer's text, the image's size and the record's facts -> what it says, None when it cannot be read.
     bare: what is taken off every answer before it is scored; how many answers that changed is in the score.
-    wrapped: rules that read the answer with its wrapper on.
+    wrapped: rules that read the answer with its wrapper on. whole: whether its figure is over all of its sources together.
     """
 
     name: str
@@ -102,6 +102,7 @@ class Task:
     instruct: Callable[[Example], Example] = instruct
     bare: Callable[[str], str] = as_it_is
     wrapped: tuple[str, ...] = ()
+    whole: bool = False
 
     def score(
         self, records: Sequence[Record], *, rule: str | None = None, bare: Callable[[str], str] | None = None

@@ -1,0 +1,53 @@
+"""What a recipe asks: sets of questions, each of one task, asked and scored together."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..data.example import Example
+from ..evaluate.tasks import task_named
+from ..train.recipe import Recipe, Source
+from ..train.sources import named_examples
+
+
+@dataclass(frozen=True)
+class Questions:
+    """name: the task's, or "rec.refcoco-val" where several sources ask one task: benchmarks are not thrown together. A task
+    that is defined over all of its sources (POPE's three sets) is one set whatever their number."""
+
+    name: str
+    task: str
+    examples: Sequence[Example]
+    sources: Sequence[Source]
+
+
+def questions_of(recipe: Recipe, tasks: Sequence[str] = ()) -> list[Questions]:
+    """The sets that a recipe asks. tasks: the wanted ones, by a task's name (all its sets) or a set's; all by default.
+
+    Raises ValueError for a task that there is not, or that the recipe does not ask.
+    """
+    for name in (*tasks, *recipe.evaluate.rules):
+        task_named(name.split(".")[0])
+    if not recipe.evaluate.sources:
+        raise ValueError("the recipe asks nothing: name what is asked in evaluate.sources")
+    read = named_examples(recipe.evaluate.sources, Path(recipe.data.root))
+    asked: dict[str, list[tuple[Source, list[Example]]]] = {}
+    for source in recipe.evaluate.sources:
+        for task in dict.fromkeys(task_named(example.task).name for example in read[source.name]):
+            own = [example for example in read[source.name] if example.task == task]
+            asked.setdefault(task, []).append((source, own))
+    sets = [one for task, parts in asked.items() for one in _sets(task, parts)]
+    for name in tasks:
+        if not any(name in (one.name, one.task) for one in sets):
+            there = ", ".join(sorted(one.name for one in sets))
+            raise ValueError(f"the recipe asks nothing of {name!r}; it asks {there}")
+    return [one for one in sets if not tasks or one.name in tasks or one.task in tasks]
+
+
+def _sets(task: str, parts: Sequence[tuple[Source, list[Example]]]) -> list[Questions]:
+    if len(parts) == 1 or task_named(task).whole:
+        every = [example for _, own in parts for example in own]
+        return [Questions(task, task, every, [source for source, _ in parts])]
+    return [Questions(f"{task}.{source.name}", task, own, [source]) for source, own in parts]
