@@ -173,7 +173,7 @@ def test_a_model_goes_the_whole_way(folder, tmp_path, capsys):
     assert main(argv) == 0
     scores = json.loads(capsys.readouterr().out)
     asked = {
-        "rec.rec": 6, "rec.rec-shikra": 3, "reg": 3, "pope": 12, "vqa.vqa": 3, "vqa.okvqa": 3, "caption.caption": 3,
+        "rec.rec": 6, "rec.shikra": 3, "reg": 3, "pope": 12, "vqa.vqa": 3, "vqa.okvqa": 3, "caption.caption": 3,
         "caption.coco-karpathy": 3, "caption.flickr": 3, "mme": 12, "pointqa": 3, "v7w": 3,
     }  # fmt: skip
     assert {name: found["n"] for name, found in scores.items()} == asked
@@ -184,9 +184,9 @@ def test_a_model_goes_the_whole_way(folder, tmp_path, capsys):
     split = json.loads((tmp_path / "out" / "receipts" / "vqa.okvqa.json").read_text())["split"]
     assert split == "okvqa"
     official = {path.name for path in (tmp_path / "out" / "official").iterdir()}
-    assert {"vqa.vqa.json", "vqa.okvqa.json", "rec.rec-shikra.jsonl", "pope_random.jsonl", "mme"} <= official
+    assert {"vqa.vqa.json", "vqa.okvqa.json", "rec.shikra.jsonl", "pope_random.jsonl", "mme"} <= official
     assert main([*argv, "--tasks", "vqa.okvqa,rec"]) == 0
-    assert set(json.loads(capsys.readouterr().out)) == {"vqa.okvqa", "rec.rec", "rec.rec-shikra"}
+    assert set(json.loads(capsys.readouterr().out)) == {"vqa.okvqa", "rec.rec", "rec.shikra"}
     assert main([*argv, "--tasks", "vqa.gqa"]) == 2
     assert "the recipe asks nothing of 'vqa.gqa'; it asks caption.caption, " in capsys.readouterr().err
 

@@ -13,13 +13,13 @@ import pytest
 import yaml
 from rich.console import Console
 
-from commvlm.study.executors import EXECUTORS
+from commvlm.study.executors import EXECUTORS, gpus
 from commvlm.study.experiments import rows_of
-from commvlm.study.runs import Places, runs_of, write_jobs
+from commvlm.study.runs import Places, alone, runs_of, write_jobs
 from commvlm.study.schedule import go_over, locked
 from commvlm.study.settings import shipped_scales
 from commvlm.study.study import Asked, planned, remember
-from commvlm.study.worker import alone, earlier_seconds
+from commvlm.study.worker import earlier_seconds
 from commvlm.study.worker import main as worker
 
 QUIET = Console(file=io.StringIO())
@@ -115,6 +115,55 @@ def test_a_study_that_was_moved_goes_on(few, tmp_path):
     write_jobs(places, moved)
     assert ["/elsewhere" in places.job(run.key).read_text() for run in moved] == [True, False]
     assert [places.run(run.key).exists() for run in moved] == [False, True]
+
+
+def test_a_run_that_two_rows_share_is_not_begun_again(scale, world, tmp_path):
+    """ "clip 8" and "clip last" are one run: what is there of it outlives every call, also of the other row alone."""
+    places = Places(tmp_path)
+    runs = [r for r in runs_of(scale, rows_of(scale, ["figure-2", "figure-3"]), data=str(world)) if r.seed == 0]
+    one, other = (next(r for r in runs if r.row.name == name) for name in ("clip 8", "clip last"))
+    assert one.key == other.key
+    for call in ([one, other], [one, other], [other], [one]):
+        write_jobs(places, call)
+        places.run(one.key).mkdir(parents=True, exist_ok=True)
+        (places.run(one.key) / f"checkpoint-{len(list(places.run(one.key).iterdir()))}").touch()
+    assert len(list(places.run(one.key).iterdir())) == 4
+    places.job(one.key).write_text("broken: [")
+    with alone(places.lock(one.key)), pytest.raises(ValueError, match="is at work in another process"):
+        write_jobs(places, [one])
+    write_jobs(places, [one])
+    assert not places.run(one.key).exists()
+
+
+def test_each_process_sees_one_gpu_the_one_with_the_fewest(tmp_path, monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    engine = EXECUTORS["local"](tmp_path)
+    tell = "import os, time, sys; print(os.environ['CUDA_VISIBLE_DEVICES'], flush=True); time.sleep(float(sys.argv[1]))"
+
+    def start(name, seconds):
+        return engine.submit([sys.executable, "-c", tell, str(seconds)], tmp_path / name)
+
+    def done(job):
+        while job.exit_code() is None:
+            time.sleep(0.05)
+
+    first, second = start("a", 60), start("b", 0)
+    done(second)
+    third = start("c", 0)
+    done(third)
+    first.cancel()
+    assert [(tmp_path / name).read_text().strip() for name in "abc"] == ["3", "5", "5"]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert gpus() == []
+
+
+def test_wrong_words_for_slurm_are_told(tmp_path, monkeypatch):
+    pytest.importorskip("submitit")
+    for said in ("partition=a", "mem_gb=80GB"):
+        monkeypatch.setenv("COMMVLM_SLURM", said)
+        with pytest.raises(ValueError, match="COMMVLM_SLURM is none of submitit's settings"):
+            EXECUTORS["submitit"](tmp_path)
 
 
 def test_what_changes_an_answer_changes_the_key(scale, world):

@@ -106,6 +106,10 @@ def test_an_encoder_more_is_one_line_and_shows_in_every_sweep(tmp_path):
         ({"depths": []}, r"depths is empty"),
         ({"tasks": ["recc"]}, r"no task 'recc'; did you mean 'rec'"),
         ({"seeds": "many"}, r"seeds"),
+        ({"tasks": []}, r"tasks is empty"),
+        ({"tasks": ["rec", "mme"]}, r"mme, whose total is no mean"),
+        ({"world": {"train": 0, "test": 5}}, r"world needs a training and a test scene"),
+        ({"features": "fp16"}, r"features is 'fp16', it must be fp32 or bf16 or int8"),
     ],
 )
 def test_a_scale_that_does_not_fit_is_refused(tmp_path, change, message):

@@ -5,7 +5,7 @@ import pytest
 
 from commvlm.evaluate.tasks import Record, task_named
 from commvlm.study import charts
-from commvlm.study.claims import Claim, claims_of, judged, word
+from commvlm.study.claims import Claim, claims_of, judged, p_of, word
 from commvlm.study.controls import BLIND
 from commvlm.study.results import Results
 from commvlm.study.settings import load_scale
@@ -20,7 +20,7 @@ from commvlm.study.statistics import (
     usual_variance,
 )
 from commvlm.study.tables import by_seed, loss_cell
-from commvlm.study.tallies import Tally, tallies_of, tally
+from commvlm.study.tallies import Tally, joined, tallies_of, tally
 
 
 def made(sums, counts=None):
@@ -284,6 +284,25 @@ def test_the_gain_of_merging_is_held_against_one_good_layer():
     """Not against the last layer alone: a control that needs no run of its own."""
     found = [claim.terms for claim in claims_of(load_scale("micro")) if claim.finding == "C" and claim.task == "rec"]
     assert {"clip lln-layerscale all": 1.0, "clip 4": -1.0} in found
+
+
+def test_sets_of_a_task_are_averaged_over_the_images_of_all():
+    """Two sets that share an image: 1 of 2 right and 3 of 4; a set's mean, whatever its size."""
+    one = Tally(("a", "b"), ("",), np.array([[1.0], [0.0]]), np.array([[1.0], [1.0]]))
+    other = Tally(("b", "c"), ("",), np.array([[1.0], [2.0]]), np.array([[2.0], [2.0]]))
+    both = joined({"rec.val": one, "rec.test": other})
+    assert (both.images, both.groups) == (("a", "b", "c"), ("rec.val", "rec.test"))
+    assert both.value() == pytest.approx((50 + 75) / 2)
+    assert both.values(np.array([[0.0, 2.0, 1.0]]))[0] == pytest.approx((0 + 100 * 4 / 6) / 2)
+    with pytest.raises(ValueError, match="pope is a mean of groups already"):
+        joined({"rec": one, "pope": made([[1, 0], [0, 1]])})
+
+
+@pytest.mark.parametrize(("mean", "p"), [(0.0, 0.01), (-10.0, 0.01), (2.0, 0.5)])
+def test_level_is_held_against_the_side_that_is_nearer(mean, p):
+    """Well within two points, well outside, on the border: with a deviation of .5."""
+    found = p_of(about(mean, 0.5), "level")
+    assert found == pytest.approx(p, abs=0.03) if p == 0.5 else found < p
 
 
 def test_a_training_loss_at_the_end_is_of_the_last_stage_and_of_the_seeds_that_are_done():

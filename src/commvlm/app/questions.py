@@ -14,8 +14,9 @@ from ..train.sources import named_examples
 
 @dataclass(frozen=True)
 class Questions:
-    """name: the task's, or "rec.refcoco-val" where several sources ask one task: benchmarks are not thrown together. A task
-    that is defined over all of its sources (POPE's three sets) is one set whatever their number."""
+    """name: the task's, or "rec.refcoco-val" where several sources ask one task: benchmarks are not thrown together. The part
+    after the dot is the source's name, less "rec-" at its head. A task that is defined over all of its sources (POPE's three
+    sets) is one set whatever their number."""
 
     name: str
     task: str
@@ -50,4 +51,7 @@ def _sets(task: str, parts: Sequence[tuple[Source, list[Example]]]) -> list[Ques
     if len(parts) == 1 or task_named(task).whole:
         every = [example for _, own in parts for example in own]
         return [Questions(task, task, every, [source for source, _ in parts])]
-    return [Questions(f"{task}.{source.name}", task, own, [source]) for source, own in parts]
+    names = [source.name.removeprefix(f"{task}-") for source, _ in parts]
+    if len(set(names)) < len(names):
+        names = [source.name for source, _ in parts]
+    return [Questions(f"{task}.{name}", task, own, [source]) for name, (source, own) in zip(names, parts, strict=True)]

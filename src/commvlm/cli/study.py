@@ -39,7 +39,9 @@ def add_study(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--seeds", type=count, help="in place of the scale's own")
     parser.add_argument("--out", type=Path, help="folder of the study (runs/study/SCALE)")
     parser.add_argument("--data", type=Path, help="folder of the data, of a scale without a micro world")
-    parser.add_argument("--jobs", type=count, default=2, help="runs side by side, one core each")
+    parser.add_argument(
+        "--jobs", type=count, help="runs side by side, one core each (as many as GPUs here; 2 without any)"
+    )
     parser.add_argument(
         "--executor", default="local", choices=("local", "submitit", "ray"), help="where runs are executed"
     )
@@ -63,6 +65,7 @@ def _study(options: argparse.Namespace) -> int:
 
     from ..app.marks import check_marks
     from ..study.bundle import pack
+    from ..study.executors import gpus
     from ..study.report import write_report
     from ..study.runs import Places
     from ..study.study import asked, chosen, grid_table, planned, study, take
@@ -96,7 +99,7 @@ def _study(options: argparse.Namespace) -> int:
         _tell(options.into, places, wanted.scale)
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it started ends with it
-    report, failed = study(wanted, jobs=options.jobs, executor=options.executor, console=console)
+    report, failed = study(wanted, jobs=options.jobs or len(gpus()) or 2, executor=options.executor, console=console)
     print(report)
     for one in failed:
         said = f"failed: {one.run.name}: {one.reason}"

@@ -31,6 +31,7 @@ def alignment_facts(recipe: Recipe, trained: Path) -> dict[str, Any]:
     if recipe.train.visual_scale is not None and not recipe.train.start:
         scale_visual_tokens(model, batch["pixel_values"], scale=recipe.train.visual_scale)
     start = measure(model, batch)
+    del model  # two of them need not be there at once
     end = measure(CommForConditionalGeneration.from_pretrained(trained), batch)
     return {name: {"start": start[name], "end": end[name]} for name in start}
 
@@ -39,9 +40,9 @@ def measure(model: CommForConditionalGeneration, batch: dict[str, Any]) -> dict[
     """Encoder -> per linear layer of its MLP: gradient_norm of its weights under the loss, relative to the weights' own norm;
     spread, the standard deviation over tokens of what it gives; rank, how many directions that takes up (participation
     ratio of the covariance's eigenvalues)."""
-    model.train()
-    model.requires_grad_(True)
-    model.zero_grad()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model.to(device).train()  # pyright: ignore[reportArgumentType]
+    model.requires_grad_(False)
     given: dict[tuple[str, int], Tensor] = {}
     layers = {
         (name, number): layer
@@ -49,9 +50,11 @@ def measure(model: CommForConditionalGeneration, batch: dict[str, Any]) -> dict[
         if isinstance(branch.align, MLP)
         for number, layer in enumerate(part for part in branch.align if isinstance(part, nn.Linear))
     }
+    for layer in layers.values():
+        layer.weight.requires_grad_(True)
     hooks = [layer.register_forward_hook(partial(_keep, given, place)) for place, layer in layers.items()]
     try:
-        model(**batch).loss.backward()
+        model(**{name: _on(device, value) for name, value in batch.items()}).loss.backward()
     finally:
         for hook in hooks:
             hook.remove()
@@ -63,6 +66,10 @@ def measure(model: CommForConditionalGeneration, batch: dict[str, Any]) -> dict[
         facts = {"gradient_norm": float(norm), "spread": float(tokens.std(0).mean()), "rank": effective_rank(tokens)}
         found.setdefault(name, []).append(facts)
     return found
+
+
+def _on(device: str, value: Any) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _keep(given: dict[tuple[str, int], Tensor], place: tuple[str, int], *call: Any) -> None:

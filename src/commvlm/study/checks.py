@@ -20,6 +20,8 @@ FACTS: dict[str, type] = {
 SCORE: dict[str, tuple[type, ...]] = {
     "metric": (str,), "rule": (str,), "value": (int, float), "n": (int,), "unparsable": (int,),
 }  # fmt: skip
+ENCODER = re.compile(r"[\w+. -]{1,80}")
+"""How an encoder may be called: charts draw what is between dollar signs as mathematics."""
 ALIGNMENT = {"gradient_norm", "spread", "rank"}
 
 
@@ -74,6 +76,8 @@ def _fault(result: Mapping[str, Any]) -> str:
         if not (whole and all(map(_number, row[1:]))):
             return f"losses are [stage, step, loss] each, one is {str(row)[:40]!r}"
     for name, own in weights.items():
+        if not ENCODER.fullmatch(name):
+            return f"layer_weights names an encoder {_short(name)!r}: letters, digits, blanks and + - _ . alone"
         if not (isinstance(own, dict) and all(layer.isdecimal() and _number(w) for layer, w in own.items())):
             return f"layer_weights.{_short(name)} must be numbers by layer"
     for name, own in result["alignments"].items():

@@ -64,7 +64,7 @@ class Verdict:
     @property
     def why(self) -> str:
         """Why nothing is decided whatever the interval, or nothing."""
-        return "one seed" if self.seeds == 1 else "all at the blind level" if self.floor else ""
+        return "one seed" if self.seeds == 1 else "none shown above the blind row" if self.floor else ""
 
 
 def word(estimate: Estimate, expect: Expect) -> str:
@@ -101,11 +101,13 @@ def judged(claims: Sequence[Claim], estimates: Mapping[str, Mapping[str, Estimat
 
 
 def p_of(estimate: Estimate, expect: Expect) -> float:
-    """Two-sided, that the difference is zero; for "level" that it is `LEVEL` or more away (the larger of two one-sided)."""
+    """Two-sided, that the difference is zero. For "level" of the side that is nearer: that it is `LEVEL` or more away (the
+    larger of two one-sided), or, two-sided, that it is not."""
     if expect != "level":
         return estimate.p
-    outside = max((estimate.draws <= -LEVEL).mean(), (estimate.draws >= LEVEL).mean())
-    return float(max(outside, 1 / len(estimate.draws)))
+    below, above = (estimate.draws <= -LEVEL).mean(), (estimate.draws >= LEVEL).mean()
+    apart = 2 * (1 - max(below, above))
+    return float(max(min(max(below, above), apart), 1 / len(estimate.draws)))
 
 
 def _sees(claim: Claim, rows: Mapping[str, Estimate], usual: float) -> bool:
@@ -139,7 +141,7 @@ def _against(
 
 
 def _layers(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list[Claim]:
-    """F1, on layers chosen beforehand: the middle, two thirds, the last of the sweep. A peak chosen from the data would
+    """F1, on layers chosen beforehand: the middle, seven tenths, the last of the sweep. A peak chosen from the data would
     flatter itself."""
     top, middle, late = (_at(scale, share) for share in (1, 0.5, 0.7))
     name: Callable[[int], str] = lambda layer: single_name(first, layer)  # noqa: E731
@@ -221,7 +223,7 @@ def _joined(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list[Cla
 
 def _controls(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list[Claim]:
     whole = comm(scale).name
-    tasks = [task for task in ("rec", "pope", "vqa") if task in scale.tasks]
+    tasks = [task for task in scale.tasks if task.split(".")[0] in ("rec", "pope", "vqa")]
     lasts = [single_name(given, given.last) for given in (first, second)]
     middle = _at(scale, 0.5)
     single = f"{first.name}: all levels merged above its layer {middle} alone"

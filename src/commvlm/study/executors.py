@@ -37,13 +37,25 @@ def run_command(command: Sequence[str], log: str) -> int:
     return _started(command, Path(log)).wait()
 
 
-def _started(command: Sequence[str], log: Path) -> subprocess.Popen[bytes]:
+def gpus() -> list[str]:
+    """The GPUs that this process sees, as CUDA_VISIBLE_DEVICES calls them."""
+    import torch
+
+    said = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return (
+        [str(k) for k in range(count)] if said is None else [name for name in said.split(",") if name.strip()][:count]
+    )
+
+
+def _started(command: Sequence[str], log: Path, gpu: str | None = None) -> subprocess.Popen[bytes]:
     log.parent.mkdir(parents=True, exist_ok=True)
     threads = {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
+    device = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
     with log.open("ab") as output:
         return subprocess.Popen(
             list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
-            env={**os.environ, **threads, "TQDM_MININTERVAL": "5"},
+            env={**os.environ, **threads, **device, "TQDM_MININTERVAL": "5"},
         )  # fmt: skip
 
 
@@ -65,10 +77,19 @@ class LocalJob:
 
 
 class Local:
-    """Processes of this machine."""
+    """Processes of this machine; each sees one GPU, the one with the fewest of them, where there are any."""
+
+    def __init__(self) -> None:
+        self.at_work: dict[str, list[LocalJob]] = {name: [] for name in gpus()}
 
     def submit(self, command: Sequence[str], log: Path) -> Job:
-        return LocalJob(_started(command, log))
+        for name, jobs in self.at_work.items():
+            self.at_work[name] = [job for job in jobs if job.exit_code() is None]
+        gpu = min(self.at_work, key=lambda name: len(self.at_work[name]), default=None)
+        job = LocalJob(_started(command, log, gpu))
+        if gpu is not None:
+            self.at_work[gpu].append(job)
+        return job
 
     def close(self) -> None:
         pass
@@ -96,7 +117,15 @@ class Submitit:
     def __init__(self, folder: Path) -> None:
         submitit = _extra("submitit", "cluster")
         self.executor = submitit.AutoExecutor(folder=folder / "submitit")
-        self.executor.update_parameters(**_settings(os.environ.get("COMMVLM_SLURM", "timeout_min=600")))
+        try:
+            self.executor.update_parameters(**_settings(os.environ.get("COMMVLM_SLURM", "timeout_min=600")))
+        except (
+            NameError,
+            AssertionError,
+            TypeError,
+            RuntimeError,
+        ) as error:  # an unknown name, a value of another kind
+            raise ValueError(f"COMMVLM_SLURM is none of submitit's settings: {' '.join(str(error).split())}") from error
 
     def submit(self, command: Sequence[str], log: Path) -> Job:
         return SubmititJob(self.executor.submit(run_command, list(command), str(log)))
@@ -123,13 +152,14 @@ class RayJob:
 
 
 class Ray:
-    """A Ray cluster at RAY_ADDRESS, or one of this machine."""
+    """A Ray cluster at RAY_ADDRESS, or one of this machine; a run has a core, and a GPU where the cluster has any."""
 
     def __init__(self) -> None:
         self.ray = _extra("ray", "ray")
         if not self.ray.is_initialized():
             self.ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
-        self.remote = self.ray.remote(num_cpus=1, max_retries=0)(run_command)
+        gpu = 1 if self.ray.cluster_resources().get("GPU") else 0
+        self.remote = self.ray.remote(num_cpus=1, num_gpus=gpu, max_retries=0)(run_command)
 
     def submit(self, command: Sequence[str], log: Path) -> Job:
         return RayJob(self.ray, self.remote.remote(list(command), str(log)))

@@ -118,6 +118,6 @@ def rows_of(scale: Scale, names: list[str]) -> list[Row]:
         for row in experiment.rows(scale):
             kept = found.get(row.name)
             if kept is not None and (kept.model, kept.pixels) != (row.model, row.pixels):
-                raise AssertionError(f"two rows are called {row.name!r}")
+                raise ValueError(f"two rows are called {row.name!r}: name the encoders apart")
             found[row.name] = row if kept is None else replace(kept, at={**row.at, **kept.at})
     return list(found.values())

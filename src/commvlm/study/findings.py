@@ -60,7 +60,8 @@ def _claims(verdicts: Sequence[Verdict]) -> str:
 
 def _rows(results: Results) -> str:
     tasks = [task for task in TITLES if task in results.estimates]
-    titles = [*(TITLES[task] for task in tasks), LOSS]
+    tasks += [task for task in results.estimates if task not in TITLES]
+    titles = [*(TITLES.get(task, task) for task in tasks), LOSS]
     lines = ["| row | seeds | " + " | ".join(titles) + " |", "|---|---|" + "---|" * len(titles)]
     for name in results.rows:
         if results.seeds(name):

@@ -9,6 +9,7 @@ from ..app.probe_maps import draw_maps
 from ..app.probing import shown_layers
 from ..data.example import Example
 from ..data.images import open_image
+from ..evaluate.receipts import fingerprint
 from ..model.frozen import open_frozen
 from ..model.storage import write_text
 from ..train.assemble import encoder_spec
@@ -24,17 +25,19 @@ SIDE = 220
 
 def draw_figure_1(scale: Scale, data: Path, folder: Path) -> None:
     """figure-1-1.png, figure-1-2.png in `folder`: the first two images that REC asks about, at the centre of the box that is
-    asked for. What is there of the same encoders stays. Raises ValueError where no question of the scale's recipe is about a
-    box."""
+    asked for. What is there of the same encoders and images stays. Raises ValueError where no question of the scale's
+    recipe is about a box."""
     targets = [folder / f"figure-1-{k + 1}.png" for k in range(IMAGES)]
-    of, said = folder / "figure-1.txt", "\n".join(f"{e} {weights_hash(e.checkpoint)}" for e in scale.encoders)
-    if of.is_file() and of.read_text(encoding="utf-8") == said:
-        return
     asked = _asked(scale, data)
     if not asked:
         raise ValueError(
             f"scale {scale.name}: none of evaluate.sources asks for a box, so Figure 1 has no object to look at"
         )
+    shown = [f"{fingerprint(e.image)['sha256']} {e.turns[0].answer_boxes}" for e in asked if e.image is not None]
+    drawn = [f"{e} {weights_hash(e.checkpoint)}" for e in scale.encoders]
+    of, said = folder / "figure-1.txt", "\n".join([*drawn, str(scale.base.model.pad_color), *shown])
+    if of.is_file() and of.read_text(encoding="utf-8") == said and all(t.is_file() for t in targets[: len(asked)]):
+        return
     for target in targets:
         target.unlink(missing_ok=True)
     sources = [

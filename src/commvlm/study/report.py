@@ -166,9 +166,10 @@ def _weights(rows: Sequence[Row], results: Results) -> str:
     for row in rows:
         runs = list(results.of_row(row.name).values()) if row.name in results.rows else []
         for encoder in runs[0]["layer_weights"] if runs else ():
-            values = [run["layer_weights"][encoder] for run in runs]
-            if values[0]:
-                mean = {layer: sum(v[layer] for v in values) / len(values) for layer in values[0]}
+            values = [run["layer_weights"].get(encoder, {}) for run in runs]
+            layers = [layer for layer in values[0] if all(layer in v for v in values)]
+            if layers:
+                mean = {layer: sum(v[layer] for v in values) / len(values) for layer in layers}
                 found[encoder if len(row.model.encoders) == 1 else f"{encoder} in {row.name}"] = mean
     return layer_chart(found) if found else ""
 

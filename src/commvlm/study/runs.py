@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -15,7 +17,7 @@ from ..evaluate.receipts import fingerprint, write_json
 from ..model.spec import build_config
 from ..model.storage import write_text
 from ..train.assemble import located, model_settings
-from ..train.recipe import Recipe, Source, as_yaml
+from ..train.recipe import Recipe, Source, as_yaml, load_recipe
 from ..train.run import check
 from .rows import Row
 from .settings import Scale
@@ -71,6 +73,9 @@ class Places:
     def clock(self, key: str) -> Path:
         """Seconds of a run's processes, while it is not done."""
         return self.root / "clocks" / f"{key}.json"
+
+    def lock(self, key: str) -> Path:
+        return self.root / "locks" / key
 
     def done(self, key: str) -> bool:
         return self.result(key).is_file()
@@ -179,16 +184,42 @@ def _file_hash(path: str, size: int, stamp: int) -> str:
     return str(fingerprint(Path(path))["sha256"])
 
 
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """This process alone makes a result. Raises ValueError where another one does, such as one whose study was killed."""
+    lock.parent.mkdir(parents=True, exist_ok=True)
+    with lock.open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ValueError(
+                f"{lock.name} is at work in another process: wait for it, then run the study again"
+            ) from None
+        yield
+
+
 def write_jobs(places: Places, runs: Iterable[Run]) -> None:
     """jobs/KEY.yaml of every run. Where one that is not done says another place of data or features, since the study was
-    moved, it is written anew, and what was begun there is begun again."""
+    moved, it is written anew, and what was begun there is begun again. Rows of one key are one run, however they are called.
+
+    Raises ValueError where a process is still at work on what would be begun again.
+    """
     for run in runs:
-        target, text = places.job(run.key), as_yaml(run.recipe)
-        if places.done(run.key) or (target.is_file() and target.read_text(encoding="utf-8") == text):
+        if places.done(run.key) or _places_of(places.job(run.key)) == (run.recipe.data.root, run.recipe.train.features):
             continue
-        shutil.rmtree(places.run(run.key), ignore_errors=True)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_text(target, text)
+        with alone(places.lock(run.key)):
+            shutil.rmtree(places.run(run.key), ignore_errors=True)
+            places.job(run.key).parent.mkdir(parents=True, exist_ok=True)
+            write_text(places.job(run.key), as_yaml(run.recipe))
+
+
+def _places_of(job: Path) -> tuple[str, str | None] | None:
+    """Where a job's data and features lie, all else that it says being in its key; None for none, or a broken one."""
+    try:
+        recipe = load_recipe(job) if job.is_file() else None
+    except ValueError:
+        return None
+    return None if recipe is None else (recipe.data.root, recipe.train.features)
 
 
 def write_grid(places: Places, runs: Iterable[Run], facts: dict[str, Any]) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluate.tasks import TASKS
+from ..model.feature_store import KEPT
 from ..train.keys import RecipeError, check_keys, nearest_key
 from ..train.recipe import Encoder, Model, Recipe, filled, load_recipe, read_yaml
 
@@ -51,7 +52,8 @@ class Scale:
     """name: of its folder. recipe: whose data, language model, training and questions every run has. options: keys of that
     recipe that are changed, by their dotted names. pair: the names of the two encoders that COMM joins, the text-supervised
     one first. layers: 1-based block outputs of the layer sweeps. mlp: the alignment that stands for "an MLP".
-    depths, ratios: of the alignment sweep. tasks: those that are scored. larger_image: side in pixels at which the first
+    depths, ratios: of the alignment sweep. tasks: those that are scored: a task (the mean over its sets,
+    where the recipe asks several), or one set of it, "caption.flickr30k". larger_image: side in pixels at which the first
     encoder costs about as much as the pair. capacity: a single encoder of about the pair's size, if there is one.
     controls: those of the controls that this scale runs, by name; all of them without it.
     world: the micro world to make; without it the data are at data.root. features: how the encoders' features are kept,
@@ -133,6 +135,16 @@ def _check(scale: Scale, where: str) -> None:
     for name, meant in (("layers", "block outputs of the layer sweeps"), ("depths", "hidden layers of the alignments")):
         if not getattr(scale, name):
             raise RecipeError(f"{where}: {name} is empty: name the {meant}")
+    if scale.world is not None and min(scale.world.train, scale.world.test) < 1:
+        raise RecipeError(f"{where}: world needs a training and a test scene at least")
+    if scale.features not in (None, *KEPT):
+        raise RecipeError(f"{where}: features is {scale.features!r}, it must be {' or '.join(KEPT)}")
+    if not scale.tasks:
+        raise RecipeError(f"{where}: tasks is empty: name what is scored")
     for task in scale.tasks:
-        if task not in TASKS:
+        if task.split(".")[0] not in TASKS:
             raise RecipeError(f"{where}: tasks names no task {task!r}{nearest_key(task, TASKS)}")
+        if task.split(".")[0] == "mme":
+            raise RecipeError(
+                f"{where}: tasks names mme, whose total is no mean over questions: rows cannot be paired on it"
+            )

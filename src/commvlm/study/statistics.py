@@ -61,9 +61,6 @@ class Estimate:
         tail = min((self.draws <= 0).mean(), (self.draws >= 0).mean())
         return float(min(1.0, max(2 * tail, 1 / len(self.draws))))
 
-    def __str__(self) -> str:
-        return f"{self.mean:.1f} [{self.low:.1f}, {self.high:.1f}]"
-
 
 def estimates(rows: Mapping[str, Mapping[int, Tally]], *, draws: int = DRAWS, seed: int = 0) -> dict[str, Estimate]:
     """Row -> its tallies of one task by seed -> row -> estimate; all of them drawn together.

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import fnmatch
 import json
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -12,9 +14,11 @@ from pathlib import Path
 from rich.console import Console
 
 from ..app.planning import machine
+from ..app.questions import questions_of
 from ..microworld.writer import write_world
 from ..model.storage import writing
 from ..train.keys import nearest_key
+from ..train.run import check
 from .bundle import keep, read_bundle
 from .cost import grid_cost
 from .executors import EXECUTORS, worker_command
@@ -67,8 +71,10 @@ def asked(
 def planned(asked: Asked) -> tuple[list[Row], list[Run]]:
     """The rows and the runs; makes the micro world where there is one. Raises ValueError for rows that cannot be run."""
     rows = rows_of(asked.scale, list(asked.names))
-    runs = runs_of(asked.scale, rows, data=str(_data(asked)))
-    return rows, [_reading(run, asked) for run in runs]
+    runs = [_reading(run, asked) for run in runs_of(asked.scale, rows, data=str(_data(asked)))]
+    for run in runs:
+        check(run.recipe)
+    return rows, runs
 
 
 def chosen(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
@@ -95,37 +101,52 @@ def _data(asked: Asked) -> Path:
     if world is None:
         return (asked.data or Path(asked.scale.base.data.root)).resolve()
     folder = asked.root / "world"
-    return write_world(folder, train=world.train, test=world.test, difficulty=world.difficulty).resolve()
+    asked.root.mkdir(parents=True, exist_ok=True)
+    with (asked.root / ".world.lock").open("a") as lock:  # --list may come while a study draws it
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        return write_world(folder, train=world.train, test=world.test, difficulty=world.difficulty).resolve()
 
 
 def study(asked: Asked, *, jobs: int, executor: str, console: Console) -> tuple[Path, list[Failure]]:
     """Runs what has no result yet, and writes the report; returns its path and the runs that failed.
 
-    Raises ValueError for rows that cannot be run (all of them named, before anything starts), for an executor that there is
-    not, and where another process works on the folder; OSError when the disk is full.
+    Raises ValueError for rows that cannot be run (all of them named, before anything starts), for tasks that the recipe does
+    not ask, for an executor that there is not, and where another process works on the folder; OSError when the disk is full.
     """
     if jobs < 1:
         raise ValueError(f"jobs is {jobs}: at least one run must be able to go on")
     with locked(asked.root), writing(asked.root):
         rows, every = planned(asked)
         places, runs = Places(asked.root), chosen(every, asked.only)
-        if asked.scale.world is None and runs:
-            said = priced(runs, places, gpu=asked.gpu, console=console)
-            console.print(said, highlight=False, soft_wrap=True, markup=False)
-        remember(places, every, asked)
-        write_jobs(places, runs)
-        if FIGURE_1 in experiments_named(list(asked.names)):
-            draw_figure_1(asked.scale, _data(asked), places.figures)
-        costs({row.name: row for row in rows}, asked.root / "costs.json", runs=MEASURED if asked.scale.world else 0)
-        if asked.scale.features is not None:
-            prepare_features(places, runs, kept=asked.scale.features)
+        if runs:
+            with console.status("reading what is asked"):
+                questions_of(runs[0].recipe, asked.scale.tasks)
         engine = EXECUTORS[executor](asked.root)
         try:
+            if asked.scale.world is None and runs:
+                said = priced(runs, places, gpu=asked.gpu, console=console)
+                console.print(said, highlight=False, soft_wrap=True, markup=False)
+            remember(places, every, asked)
+            write_jobs(places, runs)
+            _make_ready(asked, places, rows, runs)
             command = partial(worker_command, asked.root, tasks=asked.scale.tasks, keep=asked.scale.keep)
             failed = go_over(runs, places, engine, jobs=jobs, command=command, console=console)
         finally:
             engine.close()
         return write_report(places, asked.scale), failed
+
+
+def _make_ready(asked: Asked, places: Places, rows: Sequence[Row], runs: Sequence[Run]) -> None:
+    """Figure 1, what the visual halves cost, and the features that runs read; without models that a kill left."""
+    if not asked.scale.keep:
+        for run in runs:
+            if places.done(run.key):
+                shutil.rmtree(places.run(run.key) / "model", ignore_errors=True)
+    if FIGURE_1 in experiments_named(list(asked.names)):
+        draw_figure_1(asked.scale, _data(asked), places.figures)
+    costs({row.name: row for row in rows}, asked.root / "costs.json", runs=MEASURED if asked.scale.world else 0)
+    if asked.scale.features is not None:
+        prepare_features(places, runs, kept=asked.scale.features)
 
 
 def take(asked: Asked, source: Path) -> tuple[int, int]:

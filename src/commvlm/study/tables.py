@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from .claims import REC_IOU, Verdict
+from .claims import REC_IOU, Verdict, p_of
 from .results import Results
 from .rows import Row
 from .statistics import Estimate
@@ -69,7 +69,7 @@ def verdicts_of(title: str, verdicts: Sequence[Verdict]) -> Table:
     lines = [
         [
             f"{v.claim.finding}: {v.claim.says}", TITLES.get(v.claim.task, v.claim.task), v.claim.expect,
-            cell(v.estimate), by_seed(v), f"{v.estimate.p:.3f}", adjusted_p(v),
+            cell(v.estimate), by_seed(v), f"{p_of(v.estimate, v.claim.expect):.3f}", adjusted_p(v),
             f"{v.word} ({v.why})" if v.why else v.word,
         ]
         for v in verdicts
@@ -157,7 +157,8 @@ def as_json(results: Results, verdicts: Sequence[Verdict]) -> dict[str, Any]:
             {
                 "finding": v.claim.finding, "says": v.claim.says, "task": v.claim.task, "expected": v.claim.expect,
                 "difference": [round(value, 3) for value in (v.estimate.mean, v.estimate.low, v.estimate.high)],
-                "by_seed": _by_seed(v, 3), "p": round(v.estimate.p, 5), "p_holm": v.adjusted and round(v.adjusted, 5),
+                "by_seed": _by_seed(v, 3), "p": round(p_of(v.estimate, v.claim.expect), 5),
+                "p_holm": v.adjusted and round(v.adjusted, 5),
                 "verdict": v.word,
             }
             for v in verdicts

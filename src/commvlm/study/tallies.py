@@ -41,6 +41,23 @@ class Tally:
         return cls(tuple(said["images"]), tuple(said["groups"]), sums, counts)
 
 
+def joined(parts: Mapping[str, Tally]) -> Tally:
+    """Sets of one task as one tally: each set is a group, so that the figure is the mean of theirs (the paper's "avg REC").
+
+    Raises ValueError for a set that has groups of its own.
+    """
+    odd = next((name for name, part in parts.items() if len(part.groups) > 1), None)
+    if odd is not None:
+        raise ValueError(f"{odd} is a mean of groups already: it cannot be one of several sets")
+    images = sorted({image for part in parts.values() for image in part.images})
+    row = {image: k for k, image in enumerate(images)}
+    sums, counts = np.zeros((len(images), len(parts))), np.zeros((len(images), len(parts)))
+    for column, part in enumerate(parts.values()):
+        places = [row[image] for image in part.images]
+        sums[places, column], counts[places, column] = part.sums[:, 0], part.counts[:, 0]
+    return Tally(tuple(images), tuple(parts), sums, counts)
+
+
 def tallies_of(score: Score, records: Sequence[Record]) -> dict[str, Tally]:
     """Of a score, by its task, and of each of its readings, by "task reading".
 

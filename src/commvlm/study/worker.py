@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +14,13 @@ from ..app.evaluation import evaluate
 from ..evaluate.predictions import read_predictions
 from ..evaluate.receipts import versions, write_json
 from ..evaluate.run import score
+from ..evaluate.tasks import Score
 from ..model.storage import writing
 from ..train.recipe import Recipe, load_recipe
 from ..train.run import train
 from .alignments import alignment_facts
-from .runs import Places
-from .tallies import tallies_of
+from .runs import Places, alone
+from .tallies import Tally, joined, tallies_of
 
 
 def work(places: Places, key: str, *, tasks: Sequence[str] = (), keep: bool = False) -> Path:
@@ -40,12 +39,13 @@ def work(places: Places, key: str, *, tasks: Sequence[str] = (), keep: bool = Fa
     train(recipe, folder)
     trained = time.perf_counter()
     scores = evaluate(folder, tasks=tasks)
+    sets = {name: [one for one in scores if name in (one, scores[one].task)] for name in tasks or scores}
     result = {
         "name": recipe.name,
         "key": key,
         "seconds": {"train": earlier + trained - began, "evaluate": time.perf_counter() - trained},
-        "scores": {name: found.as_json() for name, found in scores.items()},
-        "tallies": _tallies(folder, list(scores)),
+        "scores": {name: mean_of([scores[one] for one in own]).as_json() for name, own in sets.items()},
+        "tallies": _tallies(folder, sets),
         **_run_facts(folder, recipe),
         "versions": versions(),
     }
@@ -68,12 +68,28 @@ def earlier_seconds(places: Places, key: str) -> float:
     return earlier
 
 
-def _tallies(folder: Path, tasks: Sequence[str]) -> dict[str, Any]:
+def mean_of(scores: Sequence[Score]) -> Score:
+    """Sets of one task as one score: the mean of theirs, without what is said of one set alone."""
+    if len(scores) == 1:
+        return scores[0]
+    return Score(
+        scores[0].task, scores[0].metric, scores[0].rule, value=sum(s.value for s in scores) / len(scores),
+        standard_error=None, interval=None, n=sum(s.n for s in scores), unparsable=sum(s.unparsable for s in scores),
+        extra={"sets": len(scores)},
+    )  # fmt: skip
+
+
+def _tallies(folder: Path, sets: Mapping[str, Sequence[str]]) -> dict[str, Any]:
+    """sets: what is scored -> its sets of questions."""
     made: dict[str, Any] = {}
-    for name in tasks:
-        path = folder / "predictions" / f"{name}.jsonl"
-        found = tallies_of(score(path)[name], read_predictions(path))
-        made |= {title: tally.as_json() for title, tally in found.items()}
+    for name, own in sets.items():
+        parts: dict[str, dict[str, Tally]] = {}
+        for one in own:
+            path = folder / "predictions" / f"{one}.jsonl"
+            (found,) = score(path).values()
+            for title, tally in tallies_of(found, read_predictions(path)).items():
+                parts.setdefault(name + title.removeprefix(found.task), {})[one] = tally
+        made |= {title: joined(of).as_json() if len(of) > 1 else of[own[0]].as_json() for title, of in parts.items()}
     return made
 
 
@@ -89,25 +105,11 @@ def _run_facts(folder: Path, recipe: Recipe) -> dict[str, Any]:
     }
 
 
-@contextmanager
-def alone(lock: Path) -> Iterator[None]:
-    """This process alone makes a result. Raises ValueError where another one does, such as one whose study was killed."""
-    lock.parent.mkdir(parents=True, exist_ok=True)
-    with lock.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise ValueError(
-                f"{lock.name} is at work in another process: wait for it, then run the study again"
-            ) from None
-        yield
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """FOLDER KEY TASKS KEEP -> exit code; a fault is one line on stderr."""
     root, key, tasks, keep = sys.argv[1:] if argv is None else argv
     try:
-        with writing(Path(root)), alone(Path(root) / "locks" / key):
+        with writing(Path(root)), alone(Places(Path(root)).lock(key)):
             work(Places(Path(root)), key, tasks=[name for name in tasks.split(",") if name], keep=keep == "keep")
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)

@@ -114,10 +114,11 @@ def _with_grey(collator: Collator, processor: CommProcessor) -> EveryBranch:
 
 
 def arguments(recipe: Recipe, stage: Stage, model: CommForConditionalGeneration, folder: Path) -> TrainingArguments:
-    """A stage in the words of the library's Trainer."""
+    """A stage in the words of the library's Trainer, on one device: left alone it takes all GPUs that a process sees, and as
+    many times the images an update."""
     train, cpu = recipe.train, not torch.cuda.is_available()
     micro, accumulated = shared_out(stage, processes().num_processes)
-    return TrainingArguments(
+    made = TrainingArguments(
         output_dir=str(folder),
         max_steps=stage.steps,
         per_device_train_batch_size=micro,
@@ -144,6 +145,8 @@ def arguments(recipe: Recipe, stage: Stage, model: CommForConditionalGeneration,
         log_level="error",
         **engine(train, model),
     )
+    made._n_gpu = min(made.n_gpu, 1)
+    return made
 
 
 def engine(train: Train, model: CommForConditionalGeneration) -> dict[str, Any]:
