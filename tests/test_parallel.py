@@ -22,6 +22,7 @@ from ranks import (
     start,
 )
 from safetensors.torch import load_file
+from transformers import TrainingArguments
 
 from commvlm.data.collate import Collator
 from commvlm.data.dialogue import image_id_of
@@ -33,7 +34,7 @@ from commvlm.train.parts import settle_parts
 from commvlm.train.recipe import Stage
 from commvlm.train.run import check
 from commvlm.train.sharded import check_sharded
-from commvlm.train.stage import shared_out
+from commvlm.train.stage import arguments, shared_out
 from commvlm.train.trainer import checkpoints
 
 TIMES = ("seconds", "tokens_per_second")
@@ -266,3 +267,17 @@ class TestAProcessThatIsKilled:
         hit = killed_and_resumed(world, tmp_path, count=count, kills=20, seed=count)
         print(f"{count} processes: {hit}")
         assert sum(hit[kind] for kind in ("clock", "save", "file")) == 20
+
+
+def test_a_process_alone_takes_one_gpu_however_many_it_sees(small, tmp_path, monkeypatch):
+    """The library's DataParallel would take all of them, and as many times the images an update."""
+
+    def eight(self):
+        self._n_gpu = 8
+        return torch.device("cpu")
+
+    monkeypatch.setattr(TrainingArguments, "_setup_devices", property(eight))
+    recipe = small()
+    made = arguments(recipe, recipe.train.stages[0], None, tmp_path)  # type: ignore[arg-type]
+    assert made.n_gpu == 1
+    assert made.train_batch_size == recipe.train.stages[0].batch

@@ -160,7 +160,7 @@ def test_each_process_sees_one_gpu_the_one_with_the_fewest(tmp_path, monkeypatch
 
 def test_wrong_words_for_slurm_are_told(tmp_path, monkeypatch):
     pytest.importorskip("submitit")
-    for said in ("partition=a", "mem_gb=80GB"):
+    for said in ("partitions=a", "mem_gb=80GB"):
         monkeypatch.setenv("COMMVLM_SLURM", said)
         with pytest.raises(ValueError, match="COMMVLM_SLURM is none of submitit's settings"):
             EXECUTORS["submitit"](tmp_path)
