@@ -245,7 +245,11 @@ TINY = {
 def test_the_whole_study_of_two_rows_and_its_report(tmp_path, scale):
     said = yaml.safe_load(shipped_scales()["micro"].read_text())
     said |= {"name": "tiny", "layers": [8], "seeds": 1, "depths": [1], "ratios": [], "tasks": ["rec", "pope"]}
-    said |= {"world": {"train": 6, "test": 3}, "options": TINY, "encoders": said["encoders"][:2]}
+    rec = {"format": "refer-jsonl", "images": "images", "files": {"annotations": "test/rec.jsonl"}}
+    pope = {"name": "pope", "format": "pope", "images": "images", "files": {"questions": "test/pope_random.json"}}
+    sources = [{"name": "rec-one", **rec}, {"name": "rec-other", **rec}, pope]
+    said |= {"world": {"train": 6, "test": 3}, "encoders": said["encoders"][:2]}
+    said |= {"options": {**TINY, "evaluate.sources": sources}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(said))
     root = tmp_path / "study"
     call = [sys.executable, "-m", "commvlm.cli", "study", "figure-2", "--scale", str(tmp_path / "tiny.yaml")]
@@ -266,9 +270,12 @@ def test_the_whole_study_of_two_rows_and_its_report(tmp_path, scale):
     assert {f"{name} 8" for name in said["pair"]} == set(results["rows"])
     line = (root / "results.csv").read_text().splitlines()[1].split(",")
     key = line[2]
-    assert json.loads((root / "results" / f"{key}.json").read_text())["scores"]["rec"]["n"] > 0
+    result = json.loads((root / "results" / f"{key}.json").read_text())
+    assert result["tallies"]["rec"]["groups"] == result["tallies"]["rec mean_iou"]["groups"] == ["rec.one", "rec.other"]
+    lines = (root / "world" / "test" / "rec.jsonl").read_text().splitlines()
+    assert (set(result["scores"]), result["scores"]["rec"]["n"]) == ({"rec", "pope"}, 2 * len(lines))
     assert not (root / "runs" / key / "model").exists()
-    assert (root / "runs" / key / "receipts" / "rec.json").is_file()
+    assert (root / "runs" / key / "receipts" / "rec.other.json").is_file()
     stamp = (root / "results" / f"{key}.json").stat().st_mtime_ns
     into = tmp_path / "findings.md"
     into.write_text("# Ours\n<!-- study: begin -->\nold\n<!-- study: end -->\nlast\n")
@@ -299,6 +306,12 @@ def test_the_whole_study_of_two_rows_and_its_report(tmp_path, scale):
     absent = subprocess.run(typo, capture_output=True, text=True, timeout=100)
     assert (absent.returncode, (tmp_path / "typo").exists()) == (2, False)
     assert "runs.xz is no file" in absent.stderr
+    said["tasks"] = ["rec", "vqa"]
+    (tmp_path / "more.yaml").write_text(yaml.safe_dump(said))
+    more = [*call[:6], str(tmp_path / "more.yaml"), "--out", str(tmp_path / "more")]
+    lacking = subprocess.run(more, capture_output=True, text=True, timeout=100)
+    assert (lacking.returncode, (tmp_path / "more" / "jobs").exists()) == (2, False)
+    assert "the recipe asks nothing of 'vqa'; it asks pope, rec.one, rec.other" in lacking.stderr
     other = subprocess.run([*call[:4], "figure-9"], capture_output=True, text=True, timeout=100)
     assert other.returncode == 2
     assert "no experiment 'figure-9'" in other.stderr

@@ -59,7 +59,7 @@ def read_results(places: Places) -> Results:
     keys = [key for row in grid["rows"].values() for key in row["runs"].values()]
     runs = {key: _json(places.result(key), "") for key in dict.fromkeys(keys) if places.done(key)}
     bare = Results(grid, runs)
-    tasks = list(dict.fromkeys(task for result in runs.values() for task in result["tallies"]))
+    tasks = sorted({task for result in runs.values() for task in result["tallies"]})
     by_task = {}
     for task in tasks:
         tallies = {name: _tallies(bare, name, task) for name in grid["rows"]}

@@ -123,7 +123,7 @@ def as_csv(results: Results) -> str:
     writer.writerow(["row", "seed", "key", "task", "metric", "rule", "value", "n", "unparsable", "train_seconds"])
     for name in results.rows:
         for seed, result in sorted(results.of_row(name).items()):
-            for task, score in result["scores"].items():
+            for task, score in sorted(result["scores"].items()):
                 writer.writerow(
                     [
                         name, seed, result["key"], task, score["metric"], score["rule"], score["value"], score["n"],
