@@ -1,7 +1,9 @@
 """The study's scales and rows: what can be built is, what cannot is named, what is the same is one run."""
 
+import re
 import shutil
-from dataclasses import replace
+import textwrap
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -13,7 +15,7 @@ from commvlm.study.controls import scaled
 from commvlm.study.experiments import EXPERIMENTS, experiments_named, rows_of
 from commvlm.study.rows import Row, encoder
 from commvlm.study.runs import runs_of, weights_hash
-from commvlm.study.settings import load_scale, shipped_scales
+from commvlm.study.settings import Scale, load_scale, shipped_scales
 from commvlm.study.study import asked
 from commvlm.train.assemble import located, model_settings
 
@@ -94,6 +96,17 @@ def test_an_encoder_more_is_one_line_and_shows_in_every_sweep(tmp_path):
     assert {"third last", "third mean half", "third mean all", "third lln-layerscale all"} <= names["figure-3"]
     assert {"third 6", "third 8"} <= names["table-7"]
     assert not any(name.startswith("deit") for name in names["figure-3"])  # its line says merges: false
+
+
+def test_the_scale_of_the_docs_is_one(tmp_path):
+    page = (Path(__file__).parents[1] / "docs" / "study.md").read_text()
+    said = textwrap.dedent(re.search(r"\n    name: mine\n(?:    .*\n)+", page).group())
+    (tmp_path / "mine.yaml").write_text(said.replace("my-recipe.yaml", "comm-7b"))
+    scale = load_scale(str(tmp_path / "mine.yaml"))
+    assert [row.name for row in EXPERIMENTS["table-1"].rows(scale)][-1] == "COMM"
+    keys = re.findall(r"^\| ((?:`\w+`(?:, )?)+) \|", page, flags=re.MULTILINE)
+    named = {key for cell in keys for key in re.findall(r"\w+", cell)} | set(yaml.safe_load(said))
+    assert {field.name for field in fields(Scale)} <= named
 
 
 @pytest.mark.parametrize(
