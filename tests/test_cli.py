@@ -364,7 +364,7 @@ class TestCheckpoints:
         assert "evaluate.sources" in error
         source = {"name": "a", "format": "pope", "images": "images", "files": {"questions": "test/pope_random.json"}}
         error = refused("evaluate", run, "--tasks", "vqa", "--evaluate.sources", json.dumps([source]))
-        assert "asks nothing of task 'vqa'; it asks pope" in error
+        assert "asks nothing of 'vqa'; it asks pope" in error
 
 
 class TestEvaluation:

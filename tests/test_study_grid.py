@@ -13,6 +13,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from commvlm.cli import main
 from commvlm.study.executors import EXECUTORS, gpus
 from commvlm.study.experiments import rows_of
 from commvlm.study.runs import Places, alone, runs_of, write_jobs
@@ -177,6 +178,7 @@ def test_what_changes_an_answer_changes_the_key(scale, world):
 def test_a_full_disk_ends_the_grid_and_is_told(few, tmp_path):
     """The workers may write files of 4 KB at most, which a disk that is full looks like."""
     said, places = io.StringIO(), Places(tmp_path)
+    few = [replace(r, recipe=replace(r.recipe, train=replace(r.recipe.train, log_every=1))) for r in few]  # 4 KB soon
     write_jobs(places, few)
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
     start = "from commvlm.study.worker import main; sys.exit(main(sys.argv[1:]))"
@@ -242,7 +244,7 @@ TINY = {
 }
 
 
-def test_the_whole_study_of_two_rows_and_its_report(tmp_path, scale):
+def test_the_whole_study_of_two_rows_and_its_report(tmp_path, capsys):
     said = yaml.safe_load(shipped_scales()["micro"].read_text())
     said |= {"name": "tiny", "layers": [8], "seeds": 1, "depths": [1], "ratios": [], "tasks": ["rec", "pope"]}
     rec = {"format": "refer-jsonl", "images": "images", "files": {"annotations": "test/rec.jsonl"}}
@@ -252,14 +254,15 @@ def test_the_whole_study_of_two_rows_and_its_report(tmp_path, scale):
     said |= {"options": {**TINY, "evaluate.sources": sources}}
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(said))
     root = tmp_path / "study"
-    call = [sys.executable, "-m", "commvlm.cli", "study", "figure-2", "--scale", str(tmp_path / "tiny.yaml")]
-    call += ["--out", str(root), "--jobs", "2"]
-    one = subprocess.run([*call, "--rows", "clip*"], capture_output=True, text=True, timeout=280)
+    tiny = ["study", "figure-2", "--scale", str(tmp_path / "tiny.yaml")]
+    call = [*tiny, "--out", str(root), "--jobs", "2"]
+    run = [sys.executable, "-m", "commvlm.cli", *call]
+    one = subprocess.run([*run, "--rows", "clip*"], capture_output=True, text=True, timeout=280)
     assert one.returncode == 0, one.stderr[-2000:]
     first = json.loads((root / "results.json").read_text())
     assert (first["runs"], list(first["rows"])) == (1, ["clip 8"])
     assert set(json.loads((root / "grid.json").read_text())["rows"]) == {"clip 8", "mae 8"}
-    done = subprocess.run(call, capture_output=True, text=True, timeout=280)
+    done = subprocess.run(run, capture_output=True, text=True, timeout=280)
     assert done.returncode == 0, done.stderr[-2000:]
     page = (root / "report.html").read_text()
     assert done.stdout.strip() == str(root / "report.html")
@@ -281,10 +284,8 @@ def test_the_whole_study_of_two_rows_and_its_report(tmp_path, scale):
     into.write_text("# Ours\n<!-- study: begin -->\nold\n<!-- study: end -->\nlast\n")
     swapped = tmp_path / "swapped.md"
     swapped.write_text("<!-- study: end -->\n<!-- study: begin -->\nkept\n")
-    wrong = subprocess.run([*call, "--report", "--into", str(swapped)], capture_output=True, text=True, timeout=280)
-    assert (wrong.returncode, swapped.read_text().count("kept")) == (2, 1)
-    again = subprocess.run([*call, "--report", "--into", str(into)], capture_output=True, text=True, timeout=280)
-    assert again.returncode == 0
+    assert (main([*call, "--report", "--into", str(swapped)]), swapped.read_text().count("kept")) == (2, 1)
+    assert main([*call, "--report", "--into", str(into)]) == 0
     told = into.read_text()
     assert told.startswith("# Ours\n<!-- study: begin -->\nScale tiny: 6 training and 3 test scenes; 2 of 2 runs")
     assert f"| {said['pair'][0]} 8 | 1 | " in told
@@ -292,27 +293,23 @@ def test_the_whole_study_of_two_rows_and_its_report(tmp_path, scale):
     assert "old" not in told
     assert (root / "results" / f"{key}.json").stat().st_mtime_ns == stamp
     bundle = tmp_path / "runs.jsonl.xz"
-    sent = subprocess.run([*call, "--export", str(bundle)], capture_output=True, text=True, timeout=280)
-    assert (sent.returncode, sent.stdout) == (0, f"{bundle}: the results of 2 runs\n")
-    there = [*call[:7], "--out", str(tmp_path / "there")]
-    drawn = subprocess.run([*there, "--import", str(bundle), "--report"], capture_output=True, text=True, timeout=280)
-    assert drawn.returncode == 0, drawn.stderr[-2000:]
-    assert f"2 results taken from {bundle}; 2 of this grid's runs are done" in drawn.stderr
+    capsys.readouterr()
+    assert main([*call, "--export", str(bundle)]) == 0
+    assert capsys.readouterr().out == f"{bundle}: the results of 2 runs\n"
+    assert main([*tiny, "--out", str(tmp_path / "there"), "--import", str(bundle), "--report"]) == 0
+    assert f"2 results taken from {bundle}; 2 of this grid's runs are done" in capsys.readouterr().err
     assert (tmp_path / "there" / "jobs" / f"{key}.yaml").is_file()
     assert "runs.jsonl.xz" in (tmp_path / "there" / "report.html").read_text()
     for name in ("results.json", "results.csv", "tables/claims.md"):
         assert (tmp_path / "there" / name).read_bytes() == (root / name).read_bytes()
-    typo = [*call[:7], "--out", str(tmp_path / "typo"), "--import", str(tmp_path / "runs.xz")]
-    absent = subprocess.run(typo, capture_output=True, text=True, timeout=100)
-    assert (absent.returncode, (tmp_path / "typo").exists()) == (2, False)
-    assert "runs.xz is no file" in absent.stderr
+    assert main([*tiny, "--out", str(tmp_path / "typo"), "--import", str(tmp_path / "runs.xz")]) == 2
+    assert "runs.xz is no file" in capsys.readouterr().err
+    assert not (tmp_path / "typo").exists()
     said["tasks"] = ["rec", "vqa"]
     (tmp_path / "more.yaml").write_text(yaml.safe_dump(said))
-    more = [*call[:6], str(tmp_path / "more.yaml"), "--out", str(tmp_path / "more")]
-    lacking = subprocess.run(more, capture_output=True, text=True, timeout=100)
-    assert (lacking.returncode, (tmp_path / "more" / "jobs").exists()) == (2, False)
-    assert "the recipe asks nothing of 'vqa'; it asks pope, rec.one, rec.other" in lacking.stderr
-    other = subprocess.run([*call[:4], "figure-9"], capture_output=True, text=True, timeout=100)
-    assert other.returncode == 2
-    assert "no experiment 'figure-9'" in other.stderr
+    assert main(["study", "figure-2", "--scale", str(tmp_path / "more.yaml"), "--out", str(tmp_path / "more")]) == 2
+    assert "the recipe asks nothing of 'vqa'; it asks pope, rec.one, rec.other" in capsys.readouterr().err
+    assert not (tmp_path / "more" / "jobs").exists()
+    assert main(["study", "figure-9"]) == 2
+    assert "no experiment 'figure-9'" in capsys.readouterr().err
     assert Path(root / "tables" / "figure-2.tex").read_text().count(r"\\") >= 3

@@ -8,7 +8,9 @@ from pathlib import Path
 
 from .command import OVERRIDES, RECIPE, add_command, count, recipe_of
 
-ENCODER = "a shipped tiny one (clip, dinov2, mae, deit), a folder, a hub id, NAME=any of these; micro: all shipped tiny ones"
+ENCODER = (
+    "a shipped tiny one (clip, dinov2, mae, deit), a folder, a hub id, NAME=any of these; micro: all shipped tiny ones"
+)
 WEIGHTS = "random needs configs only"
 
 
