@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from commvlm.app.questions import questions_of
+from commvlm.cli import main
 from commvlm.study.settings import load_scale, shipped_scales
 from commvlm.train.recipe import load_recipe, shipped_recipes
 
@@ -81,8 +82,11 @@ WRITERS = {"refer": refer, "vqa": vqa, "ok-vqa": vqa, "pope": pope, "karpathy": 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
-    """Files at every place that comm-7b evaluates on, in their real formats."""
+    """Files at every place that comm-7b evaluates on, in their real formats, and empty ones where it learns."""
     root = tmp_path_factory.mktemp("real")
+    for place in [path for source in load_recipe("comm-7b").data.sources for path in source.files.values()]:
+        (root / place).parent.mkdir(parents=True, exist_ok=True)
+        (root / place).touch()
     for source in load_recipe("comm-7b").evaluate.sources:
         (root / source.images).mkdir(parents=True, exist_ok=True)
         places = [root / path for path in source.files.values()]
@@ -113,3 +117,21 @@ def test_a_scales_recipe_asks_what_the_scale_scores(name, root, world):
     scale = load_scale(name)
     found = asked(scale.recipe, root if scale.world is None else world, scale.tasks)
     assert {one.split(".")[0] for one in found} == {"rec", "reg", "pope", "vqa", "caption"}
+
+
+def test_the_papers_own_scale_is_planned_whole(root, tmp_path, capsys):
+    """Every control and encoder, at the published shapes; MAE's for DeiT, whose config the hub alone has."""
+    text = shipped_scales()["analysis"].read_text()
+    timm = "timm/deit3_large_patch16_384.fb_in22k_ft_in1k"
+    assert timm in text
+    (tmp_path / "analysis.yaml").write_text(text.replace(timm, "facebook/vit-mae-large"))
+    words = ["study", "controls", "table-7", "--scale", str(tmp_path / "analysis.yaml"), "--data", str(root), "--list"]
+    assert main([*words, "--out", str(tmp_path / "out")]) == 0
+    said = capsys.readouterr().out
+    assert "hours of 8 x h100; 69 questions to each run" in said
+    assert "it cannot be trained so" not in said
+    rows = {line[:34].strip(): line.split()[-2:] for line in said.splitlines() if line[-3:-2] == "."}
+    assert set(rows) >= {"COMM", "first encoder, larger image", "one encoder of the pair's size", "mae 22", "deit 22"}
+    assert len({count for count, _ in rows.values()} - {"0"}) == 1
+    assert main([*words, "--out", str(tmp_path / "out"), "--processes", "1"]) == 2
+    assert "train.engine fsdp shares a model out: ask for several processes" in capsys.readouterr().err

@@ -31,7 +31,7 @@ def test_every_row_costs_what_its_own_plan_says(world, tmp_path):
     done = Places(tmp_path).result(runs[0].key)
     done.parent.mkdir(parents=True)
     done.write_text("{}")
-    cost = grid_cost(runs, Places(tmp_path), on)
+    cost = grid_cost(runs, Places(tmp_path), on, questions=9)
     assert {name: left for name, (_, left) in cost.rows.items()} == {"clip last": 1, "COMM": 2, "peer mmvp-imof": 2}
     for run in runs[: len(rows)]:
         planner = Planner(run.recipe, on)
@@ -79,7 +79,7 @@ def test_what_is_left_of_a_micro_grid_is_reckoned_from_what_is_done(tmp_path):
     for key, seconds in ((runs[0].key, 100.0), (runs[1].key, 300.0)):
         places.result(key).parent.mkdir(parents=True, exist_ok=True)
         places.result(key).write_text(json.dumps({"seconds": {"train": seconds - 10, "evaluate": 10.0}}))
-    table = partial(grid_table, places=places, scale=wanted.scale, gpu="h100", console=Console(file=io.StringIO()))
+    table = partial(grid_table, wanted, console=Console(file=io.StringIO()))
     assert table(runs).endswith("4 rows, 8 runs, 2 of them done; 200 s a run, so 0.3 core-hours are left")
     assert table(chosen(runs, ["mae*", "clip 8"])).startswith("clip 8\nmae 4\nmae 8\n3 rows, 6 runs, ")
     with pytest.raises(ValueError, match=r"--rows: no row is called 'clpi 4'; did you mean 'clip 4'\?"):

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ import yaml
 from rich.console import Console
 
 from commvlm.cli import main
-from commvlm.study.executors import EXECUTORS, gpus
+from commvlm.study.executors import EXECUTORS, gpus, worker_command
 from commvlm.study.experiments import rows_of
 from commvlm.study.runs import Places, alone, runs_of, write_jobs
 from commvlm.study.schedule import go_over, locked
@@ -76,7 +77,7 @@ def test_what_is_done_is_not_done_again(few, tmp_path):
 def test_a_result_is_made_by_one_process_alone(few, tmp_path, capsys):
     key = few[0].key
     with alone(tmp_path / "locks" / key):
-        assert worker([str(tmp_path), key, "rec", "drop"]) == 2
+        assert worker([str(tmp_path), key, "rec", "drop", "1"]) == 2
     assert f"{key} is at work in another process" in capsys.readouterr().err
 
 
@@ -155,8 +156,14 @@ def test_each_process_sees_one_gpu_the_one_with_the_fewest(tmp_path, monkeypatch
     done(third)
     first.cancel()
     assert [(tmp_path / name).read_text().strip() for name in "abc"] == ["3", "5", "5"]
+    pair = EXECUTORS["local"](tmp_path, 2)
+    done(pair.submit([sys.executable, "-c", tell, "0"], tmp_path / "d"))
+    assert (tmp_path / "d").read_text().strip() == "3,5"
+    with pytest.raises(ValueError, match="a run takes 3 GPUs, one for each of its processes, and this machine has 2"):
+        EXECUTORS["local"](tmp_path, 3)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
     assert gpus() == []
+    EXECUTORS["local"](tmp_path, 3)
 
 
 def test_wrong_words_for_slurm_are_told(tmp_path, monkeypatch):
@@ -182,7 +189,7 @@ def test_a_full_disk_ends_the_grid_and_is_told(few, tmp_path):
     write_jobs(places, few)
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
     start = "from commvlm.study.worker import main; sys.exit(main(sys.argv[1:]))"
-    command = lambda key: [sys.executable, "-c", limit + start, str(tmp_path), key, "rec", "drop"]  # noqa: E731
+    command = lambda key: [sys.executable, "-c", limit + start, str(tmp_path), key, "rec", "drop", "1"]  # noqa: E731
     console = Console(file=said, width=300)
     failed = go_over(few, places, EXECUTORS["local"](tmp_path), jobs=1, command=command, console=console)
     assert [one.run.key for one in failed] == [few[0].key]
@@ -242,6 +249,32 @@ TINY = {
     "train.precision": "fp32",
     "evaluate.max_new_tokens": 4,
 }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("way", ["ddp", "fsdp"])
+def test_a_run_in_two_processes_is_that_of_one(scale, world, tmp_path, way):
+    """Losses and answers; and what is wrong is the log's last line."""
+    results = []
+    for count, engine in ((1, "ddp"), (2, way)):
+        places = Places(tmp_path / str(count))
+        tiny = replace(scale, seeds=1, processes=count, options={**TINY, "train.log_every": 1, "train.engine": engine})
+        (run,) = runs_of(tiny, rows_of(tiny, ["figure-2"])[:1], data=str(world))
+        write_jobs(places, [run])
+        command = partial(worker_command, places.root, tasks=["rec", "pope"], keep=False, processes=count)
+        local = EXECUTORS["local"](places.root, count)
+        assert not go_over([run], places, local, jobs=1, command=command, console=QUIET)
+        results.append(json.loads(places.result(run.key).read_text()))
+    one, two = results
+    assert json.loads((places.run(run.key) / "run.json").read_text())["processes"] == 2
+    assert len(one["losses"]) > 1
+    assert [loss for *_, loss in two["losses"]] == pytest.approx([loss for *_, loss in one["losses"]], abs=1e-4)
+    assert two["tallies"] == one["tallies"]
+    places.result(run.key).unlink()
+    (places.run(run.key) / "run.json").unlink()
+    (places.run(run.key) / "recipe.yaml").unlink()
+    (failed,) = go_over([run], places, local, jobs=1, command=command, console=QUIET)
+    assert failed.reason.startswith(f"error: {places.run(run.key)} is not empty and holds no run of ours")
 
 
 def test_the_whole_study_of_two_rows_and_its_report(tmp_path, capsys):

@@ -61,8 +61,8 @@ def test_other_data_are_another_run(scale, tmp_path):
 
 def test_rows_that_cannot_be_run_are_all_named_before_anything_starts(scale, world):
     bad = [Row("too deep", scale.model(encoder(scale.encoder("clip"), 9)))]
-    bad.append(Row("odd merge", scale.model(encoder(scale.encoder("clip"), "all", "mode"))))
-    with pytest.raises(ValueError, match=r"2 of 2 rows cannot be run: too deep: .*9.*; odd merge: .*mode"):
+    bad += [Row(name, scale.model(encoder(scale.encoder("clip"), "all", "mode"))) for name in ("odd", "odd too")]
+    with pytest.raises(ValueError, match=r"3 of 3 rows cannot be run: too deep: .*9.*; odd, odd too: .*mode"):
         runs_of(scale, bad, data=str(world))
 
 

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 EXAMPLES = """  commvlm study figure-2 --scale quick
   commvlm study all --scale micro --seeds 3 --jobs 2
   commvlm study table-1 controls --scale analysis --data DIR --list
+  commvlm study table-1 --scale analysis --data DIR --processes 4 --jobs 2    # two runs on eight GPUs
   commvlm study all --scale micro --rows "COMM*" "clip last"
   commvlm study all --scale micro --report          # only draws the report anew
   commvlm study all --scale micro --report --into docs/findings.md
@@ -40,7 +41,10 @@ def add_study(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("--out", type=Path, help="folder of the study (runs/study/SCALE)")
     parser.add_argument("--data", type=Path, help="folder of the data, of a scale without a micro world")
     parser.add_argument(
-        "--jobs", type=count, help="runs side by side, one core each (as many as GPUs here; 2 without any)"
+        "--jobs", type=count, help="runs side by side (as many as the GPUs here are enough for; 2 without any)"
+    )
+    parser.add_argument(
+        "--processes", type=count, help="of each run, one GPU or core each, in place of the scale's own"
     )
     parser.add_argument(
         "--executor", default="local", choices=("local", "submitit", "ray"), help="where runs are executed"
@@ -72,7 +76,7 @@ def _study(options: argparse.Namespace) -> int:
 
     wanted = asked(
         options.experiments, scale=options.scale, out=options.out, seeds=options.seeds, data=options.data,
-        gpu=options.gpu, only=options.rows,
+        processes=options.processes, gpu=options.gpu, only=options.rows,
     )  # fmt: skip
     places = Places(wanted.root)
     console = Console(stderr=True)
@@ -92,14 +96,16 @@ def _study(options: argparse.Namespace) -> int:
         return 0
     if options.list:
         runs = chosen(planned(wanted)[1], wanted.only)
-        print(grid_table(runs, places, scale=wanted.scale, gpu=wanted.gpu, console=console))
+        print(grid_table(wanted, runs, console))
         return 0
     if options.report:
         print(write_report(places, wanted.scale))
         _tell(options.into, places, wanted.scale)
         return 0
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that what it started ends with it
-    report, failed = study(wanted, jobs=options.jobs or len(gpus()) or 2, executor=options.executor, console=console)
+    each = wanted.scale.processes
+    jobs = options.jobs or len(gpus()) // each or max(1, 2 // each)
+    report, failed = study(wanted, jobs=jobs, executor=options.executor, console=console)
     print(report)
     for one in failed:
         said = f"failed: {one.run.name}: {one.reason}"

@@ -119,7 +119,11 @@ def _encoder_name(branch: Mapping[str, Any]) -> str:
     lacking = [name for name in ("name", "layers", "image_size") if name not in branch]
     if lacking:
         raise ValueError(f"branch {dict(branch)!r} has no {lacking[0]!r}")
-    name = branch["name"]
+    return check_encoder_name(branch["name"])
+
+
+def check_encoder_name(name: object) -> str:
+    """The name. Raises ValueError where it is none that a branch can have."""
     if not isinstance(name, str) or not name.isidentifier() or name.startswith("_") or hasattr(CommVisionConfig, name):
         raise ValueError(f"encoder name {name!r} cannot be used; take letters, digits and _, such as 'clip'")
     return name

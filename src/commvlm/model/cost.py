@@ -51,8 +51,7 @@ def inspect_model(config: CommConfig, *, trains: Sequence[str] = TRAINED) -> lis
         lookup(dict.fromkeys(PARTS), part, what="part")
     with torch.device("meta"):
         model = CommForConditionalGeneration._from_config(config).eval()
-        rows = [row for name in config.vision_config.names for row in _branch_rows(model, name, trains)]  # type: ignore[union-attr]
-        rows += _shared_rows(model, trains)
+        rows = [*_visual_rows(model, trains), _language_row(model, trains)]
     total = Row(
         "total",
         "",
@@ -65,6 +64,12 @@ def inspect_model(config: CommConfig, *, trains: Sequence[str] = TRAINED) -> lis
     return [*rows, total]
 
 
+def inspect_visual_half(config: CommConfig) -> list[Row]:
+    """Of `inspect_model`, the rows of encoders, branches and projection: much sooner where the language model is large."""
+    with torch.device("meta"):
+        return _visual_rows(CommForConditionalGeneration._from_config(config).eval(), TRAINED)
+
+
 def visual_flops(config: CommVisionConfig) -> int:
     """FLOPs of one image through encoders, branches and fuse."""
     with torch.device("meta"):
@@ -73,6 +78,12 @@ def visual_flops(config: CommVisionConfig) -> int:
     with FlopCounterMode(display=False) as counter:
         model(pixels)
     return counter.get_total_flops()
+
+
+def _visual_rows(model: CommForConditionalGeneration, trains: Sequence[str]) -> list[Row]:
+    vision: Any = model.model.vision_tower
+    rows = [row for name in vision.config.names for row in _branch_rows(model, name, trains)]
+    return [*rows, _project_row(model, trains)]
 
 
 def _branch_rows(model: CommForConditionalGeneration, name: str, trains: Sequence[str]) -> list[Row]:
@@ -95,25 +106,28 @@ def _branch_rows(model: CommForConditionalGeneration, name: str, trains: Sequenc
     ]
 
 
-def _shared_rows(model: CommForConditionalGeneration, trains: Sequence[str]) -> list[Row]:
-    """Fuse, reduction and projection as one part, and the language model."""
-    config: Any = model.config
+def _project_row(model: CommForConditionalGeneration, trains: Sequence[str]) -> Row:
+    """Fuse, reduction and projection as one part."""
     vision: Any = model.model.vision_tower
     tokens = [torch.empty(1, given.count, given.dim) for given in vision.fuse.given]
-    embeds = torch.empty(1, config.num_image_tokens, config.text_config.hidden_size)
-    project, language_model = model.model.multi_modal_projector, model.model.language_model
-    look = torch.ones(1, 1, embeds.shape[1], embeds.shape[1], dtype=torch.bool)
+    project = model.model.multi_modal_projector
 
     def join() -> None:
         project(vision.reduce(vision.fuse(tokens)))
 
+    return _row("project", "", [vision.fuse, project, model.model.image_frame], join, trains, "", vision.reduce.out)
+
+
+def _language_row(model: CommForConditionalGeneration, trains: Sequence[str]) -> Row:
+    config: Any = model.config
+    embeds = torch.empty(1, config.num_image_tokens, config.text_config.hidden_size)
+    language_model = model.model.language_model
+    look = torch.ones(1, 1, embeds.shape[1], embeds.shape[1], dtype=torch.bool)
+
     def read() -> None:
         language_model(inputs_embeds=embeds, attention_mask=look, use_cache=False)
 
-    return [
-        _row("project", "", [vision.fuse, project, model.model.image_frame], join, trains, "", vision.reduce.out),
-        _row("language_model", "", [language_model, model.lm_head], read, trains, "", None),
-    ]
+    return _row("language_model", "", [language_model, model.lm_head], read, trains, "", None)
 
 
 def _row(

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..app.planning import ASSUMED, Machine, Planner, StagePlan, Text
-from ..model.cost import inspect_model
+from ..model.cost import inspect_visual_half
 from ..model.spec import build_config
 from ..train.assemble import model_settings
 from ..train.recipe import Model
@@ -17,11 +17,12 @@ from .runs import Places, Run
 @dataclass(frozen=True)
 class GridCost:
     """rows: name -> hours of one of its runs, and how many of them are not done. need: bytes of one process at the stage
-    that needs most, of the dearest row. on: the machine."""
+    that needs most, of the dearest row. on: the machine. questions: that each run answers, whose hours are not counted."""
 
     rows: dict[str, tuple[float, int]]
     need: int
     on: Machine
+    questions: int
 
     @property
     def hours(self) -> float:
@@ -34,7 +35,9 @@ class GridCost:
         lines += [f"{name:<34}{left:>10}{hours:>12.2f}" for name, (hours, left) in self.rows.items()]
         left = sum(left for _, left in self.rows.values())
         where = f"{self.on.count} x {self.on.name}"
-        lines.append(f"{left} runs, {self.hours:,.1f} hours of {where}, evaluation not counted")
+        lines.append(
+            f"{left} runs, {self.hours:,.1f} hours of {where}; {self.questions:,} questions to each run, not counted in hours"
+        )
         text = Text()
         lines.append(
             ASSUMED.format(
@@ -45,12 +48,13 @@ class GridCost:
         if self.need > self.on.memory:
             lines.append(
                 f"a run needs {self.need / 1e9:.0f} GB of one {self.on.name}'s {self.on.memory / 1e9:.0f}: it cannot be "
-                "trained so; `commvlm plan jobs/KEY.yaml` says what would fit"
+                "trained so; more --processes hold less each where the scale's train.engine is fsdp, and `commvlm plan "
+                "jobs/KEY.yaml` says what else would fit"
             )
         return "\n".join(lines)
 
 
-def grid_cost(runs: Sequence[Run], places: Places, on: Machine) -> GridCost:
+def grid_cost(runs: Sequence[Run], places: Places, on: Machine, *, questions: int) -> GridCost:
     """Plans the dearest row of every number of visual tokens; the others differ from it by their visual halves.
 
     Encoders run forward once an image (not at all where features are read), what is trained of a visual half three times. A
@@ -79,14 +83,14 @@ def grid_cost(runs: Sequence[Run], places: Places, on: Machine) -> GridCost:
         speed = on.count * on.peak * on.efficiency
         rows[name] = (sum(plan.hours for plan in stages) - less * images / speed / 3600, left[name])
     need = max(plan.memory.total for stages, _ in plans.values() for plan in stages)
-    return GridCost(rows, need, on)
+    return GridCost(rows, need, on, questions)
 
 
 def visual_flops(model: Model) -> tuple[int, float, float]:
     """(visual tokens; FLOPs of an image in a training step, of the visual half alone; of these, its encoders')."""
     config = build_config(**model_settings(model))
     flops: Counter[str] = Counter()
-    for part in inspect_model(config):
+    for part in inspect_visual_half(config):
         flops[part.part] += part.flops
     trained = flops["merge"] + flops["align"] + flops["project"]
     return config.num_image_tokens, flops["encoders"] + 3 * trained, flops["encoders"]

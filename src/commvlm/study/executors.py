@@ -1,4 +1,7 @@
-"""Where runs are executed: processes here, Slurm through submitit, or Ray. One small protocol, chosen by a flag."""
+"""Where runs are executed: processes here, Slurm through submitit, or Ray. One small protocol, chosen by a flag.
+
+Each executor is told how many processes a run is, and gives it as many GPUs where there are any.
+"""
 
 from __future__ import annotations
 
@@ -48,10 +51,10 @@ def gpus() -> list[str]:
     )
 
 
-def _started(command: Sequence[str], log: Path, gpu: str | None = None) -> subprocess.Popen[bytes]:
+def _started(command: Sequence[str], log: Path, shown: Sequence[str] = ()) -> subprocess.Popen[bytes]:
     log.parent.mkdir(parents=True, exist_ok=True)
     threads = {name: os.environ.get(name, "1") for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS")}
-    device = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
+    device = {"CUDA_VISIBLE_DEVICES": ",".join(shown)} if shown else {}
     with log.open("ab") as output:
         return subprocess.Popen(
             list(command), stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT,
@@ -77,18 +80,23 @@ class LocalJob:
 
 
 class Local:
-    """Processes of this machine; each sees one GPU, the one with the fewest of them, where there are any."""
+    """Processes of this machine; each run sees as many GPUs as it has processes, those with the fewest runs.
 
-    def __init__(self) -> None:
+    Raises ValueError where the machine has some GPUs, but too few for one run.
+    """
+
+    def __init__(self, folder: Path, processes: int = 1) -> None:
         self.at_work: dict[str, list[LocalJob]] = {name: [] for name in gpus()}
+        self.each = processes
+        _enough(len(self.at_work), processes, "this machine has")
 
     def submit(self, command: Sequence[str], log: Path) -> Job:
         for name, jobs in self.at_work.items():
             self.at_work[name] = [job for job in jobs if job.exit_code() is None]
-        gpu = min(self.at_work, key=lambda name: len(self.at_work[name]), default=None)
-        job = LocalJob(_started(command, log, gpu))
-        if gpu is not None:
-            self.at_work[gpu].append(job)
+        shown = sorted(self.at_work, key=lambda name: len(self.at_work[name]))[: self.each]
+        job = LocalJob(_started(command, log, shown))
+        for name in shown:
+            self.at_work[name].append(job)
         return job
 
     def close(self) -> None:
@@ -112,13 +120,15 @@ class SubmititJob:
 
 class Submitit:
     """Slurm, or processes where there is no Slurm. Time and resources are submitit's own settings, from the environment:
-    COMMVLM_SLURM="timeout_min=600,gpus_per_node=1,slurm_partition=a"."""
+    COMMVLM_SLURM="timeout_min=600,gpus_per_node=1,slurm_partition=a". A run of several processes asks for as many GPUs if
+    they do not say."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, processes: int = 1) -> None:
         submitit = _extra("submitit", "cluster")
         self.executor = submitit.AutoExecutor(folder=folder / "submitit")
+        usual = {"timeout_min": 600, **({"gpus_per_node": processes} if processes > 1 else {})}
         try:
-            self.executor.update_parameters(**_settings(os.environ.get("COMMVLM_SLURM", "timeout_min=600")))
+            self.executor.update_parameters(**{**usual, **_settings(os.environ.get("COMMVLM_SLURM", ""))})
         except (
             NameError,
             AssertionError,
@@ -152,14 +162,18 @@ class RayJob:
 
 
 class Ray:
-    """A Ray cluster at RAY_ADDRESS, or one of this machine; a run has a core, and a GPU where the cluster has any."""
+    """A Ray cluster at RAY_ADDRESS, or one of this machine; a run has a core for each of its processes, and a GPU where the
+    cluster has any. Raises ValueError where no machine of it has enough for one run."""
 
-    def __init__(self) -> None:
+    def __init__(self, folder: Path, processes: int = 1) -> None:
         self.ray = _extra("ray", "ray")
         if not self.ray.is_initialized():
             self.ray.init(include_dashboard=False, log_to_driver=False, configure_logging=False)
-        gpu = 1 if self.ray.cluster_resources().get("GPU") else 0
-        self.remote = self.ray.remote(num_cpus=1, num_gpus=gpu, max_retries=0)(run_command)
+        machines = [node["Resources"] for node in self.ray.nodes() if node["Alive"]]
+        most = max(int(machine.get("GPU", 0)) for machine in machines)
+        _enough(most, processes, "the largest machine of the cluster has")
+        each = {"num_cpus": processes, "num_gpus": processes if most else 0}
+        self.remote = self.ray.remote(**each, max_retries=0)(run_command)
 
     def submit(self, command: Sequence[str], log: Path) -> Job:
         return RayJob(self.ray, self.remote.remote(list(command), str(log)))
@@ -168,12 +182,15 @@ class Ray:
         self.ray.shutdown()
 
 
-EXECUTORS: dict[str, Callable[[Path], Executor]] = {
-    "local": lambda folder: Local(),
-    "submitit": Submitit,
-    "ray": lambda folder: Ray(),
-}
-"""By name: the study's folder -> an executor."""
+EXECUTORS: dict[str, Callable[..., Executor]] = {"local": Local, "submitit": Submitit, "ray": Ray}
+"""By name: (the study's folder, processes of a run) -> an executor."""
+
+
+def _enough(there: int, processes: int, whose: str) -> None:
+    if 0 < there < processes:
+        raise ValueError(
+            f"a run takes {processes} GPUs, one for each of its processes, and {whose} {there}: --processes"
+        )
 
 
 def _extra(module: str, extra: str) -> Any:
@@ -188,7 +205,7 @@ def _extra(module: str, extra: str) -> Any:
 def _settings(text: str) -> dict[str, Any]:
     """ "timeout_min=60,slurm_partition=a" -> their values, numbers as numbers."""
     found: dict[str, Any] = {}
-    for entry in text.split(","):
+    for entry in text.split(",") if text else ():
         name, equals, value = entry.partition("=")
         if not equals:
             raise ValueError(f"COMMVLM_SLURM has {entry!r}: it is name=value, separated by commas")
@@ -196,7 +213,8 @@ def _settings(text: str) -> dict[str, Any]:
     return found
 
 
-def worker_command(root: Path, key: str, *, tasks: Sequence[str], keep: bool) -> list[str]:
+def worker_command(root: Path, key: str, *, tasks: Sequence[str], keep: bool, processes: int = 1) -> list[str]:
     """The command of one run."""
     kept = "keep" if keep else "drop"
-    return [sys.executable, "-m", "commvlm.study.worker", str(root.resolve()), key, ",".join(tasks), kept]
+    said = [str(root.resolve()), key, ",".join(tasks), kept, str(processes)]
+    return [sys.executable, "-m", "commvlm.study.worker", *said]

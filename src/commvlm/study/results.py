@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluate.receipts import write_json
-from ..model.cost import inspect_model
+from ..model.cost import inspect_visual_half
 from ..model.measure import measure
 from ..model.spec import build_config
 from ..train.assemble import model_settings
@@ -89,7 +89,7 @@ def costs(rows: Mapping[str, Row], cache: Path, *, runs: int) -> dict[str, dict[
 
 def _cost(row: Row, *, runs: int) -> dict[str, Any]:
     config = build_config(**model_settings(row.model))
-    parts = [part for part in inspect_model(config) if part.part not in ("total", "language_model")]
+    parts = inspect_visual_half(config)
     taken = measure(config, runs=runs) if runs else None
     return {
         "tokens": config.num_image_tokens,

@@ -88,19 +88,21 @@ def runs_of(scale: Scale, rows: Iterable[Row], *, data: str) -> list[Run]:
     """
     rows = list(rows)
     settled: dict[str, str] = {}
-    impossible = []
+    impossible: dict[str, list[str]] = {}
     for row in rows:
         try:
             settled[row.name] = _settled(row)
         except ValueError as error:
-            impossible.append(f"{row.name}: {error}")
+            impossible.setdefault(str(error), []).append(row.name)
     if impossible:
-        raise ValueError(f"{len(impossible)} of {len(rows)} rows cannot be run: {'; '.join(impossible)}")
+        count = sum(len(names) for names in impossible.values())
+        said = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in impossible.items())
+        raise ValueError(f"{count} of {len(rows)} rows cannot be run: {said}")
     made = []
     for seed in range(scale.seeds):
         for row in rows:
             recipe = recipe_of(scale, row, seed, data=data)
-            check(recipe)
+            check(recipe, count=scale.processes)
             made.append(Run(row, seed, recipe, _key(recipe, settled[row.name], scale)))
     return made
 

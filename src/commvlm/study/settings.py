@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluate.tasks import TASKS
+from ..model.config import check_encoder_name
 from ..model.feature_store import KEPT
 from ..train.keys import RecipeError, check_keys, nearest_key
 from ..train.recipe import Encoder, Model, Recipe, filled, load_recipe, read_yaml
@@ -58,7 +59,7 @@ class Scale:
     controls: those of the controls that this scale runs, by name; all of them without it.
     world: the micro world to make; without it the data are at data.root. features: how the encoders' features are kept,
     "fp32", "bf16" or "int8", so that they run once for all runs; without it they run in every step. keep: whether trained
-    models stay on the disk.
+    models stay on the disk. processes: of each run, one GPU each where there are any; as everywhere, they share its batch.
     """
 
     name: str
@@ -78,6 +79,7 @@ class Scale:
     options: dict[str, Any] = field(default_factory=dict)
     features: str | None = None
     keep: bool = False
+    processes: int = 1
 
     def encoder(self, name: str) -> StudyEncoder:
         return next(e for e in self.encoders if e.name == name)
@@ -122,6 +124,11 @@ def load_scale(name: str) -> Scale:
 
 
 def _check(scale: Scale, where: str) -> None:
+    for encoder in (*scale.encoders, *([scale.capacity] if scale.capacity else [])):
+        try:
+            check_encoder_name(encoder.name)
+        except ValueError as error:
+            raise RecipeError(f"{where}: {error}") from error
     names = [encoder.name for encoder in scale.encoders]
     if len(set(names)) != len(names):
         raise RecipeError(f"{where}: two encoders have one name: {', '.join(names)}")
@@ -130,8 +137,9 @@ def _check(scale: Scale, where: str) -> None:
     for name in scale.pair:
         if name not in names:
             raise RecipeError(f"{where}: pair names {name!r}, which is none of its encoders {', '.join(names)}")
-    if scale.seeds < 1:
-        raise RecipeError(f"{where}: seeds is {scale.seeds}, it must be at least 1")
+    for name in ("seeds", "processes"):
+        if getattr(scale, name) < 1:
+            raise RecipeError(f"{where}: {name} is {getattr(scale, name)}, it must be at least 1")
     for name, meant in (("layers", "block outputs of the layer sweeps"), ("depths", "hidden layers of the alignments")):
         if not getattr(scale, name):
             raise RecipeError(f"{where}: {name} is empty: name the {meant}")

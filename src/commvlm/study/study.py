@@ -51,8 +51,8 @@ class Asked:
 
 
 def asked(
-    names: Sequence[str], *, scale: str, out: Path | None, seeds: int | None, data: Path | None, gpu: str | None = None,
-    only: Sequence[str] = (),
+    names: Sequence[str], *, scale: str, out: Path | None, seeds: int | None = None, data: Path | None = None,
+    processes: int | None = None, gpu: str | None = None, only: Sequence[str] = (),
 ) -> Asked:  # fmt: skip
     """Raises ValueError for an experiment or a scale that there is not, naming the nearest, and for data or a GPU that it
     would not use."""
@@ -63,8 +63,8 @@ def asked(
             raise ValueError(
                 f"scale {found.name} makes its own micro world and {use} {flag}: leave it out, or use another scale"
             )
-    if seeds is not None:
-        found = replace(found, seeds=seeds)
+    given = {"seeds": seeds, "processes": processes}
+    found = replace(found, **{name: value for name, value in given.items() if value is not None})
     return Asked(tuple(names), found, out or Path("runs/study") / found.name, data, gpu or Asked.gpu, tuple(only))
 
 
@@ -73,7 +73,7 @@ def planned(asked: Asked) -> tuple[list[Row], list[Run]]:
     rows = rows_of(asked.scale, list(asked.names))
     runs = [_reading(run, asked) for run in runs_of(asked.scale, rows, data=str(_data(asked)))]
     for run in runs:
-        check(run.recipe)
+        check(run.recipe, count=asked.scale.processes)
     return rows, runs
 
 
@@ -118,18 +118,17 @@ def study(asked: Asked, *, jobs: int, executor: str, console: Console) -> tuple[
     with locked(asked.root), writing(asked.root):
         rows, every = planned(asked)
         places, runs = Places(asked.root), chosen(every, asked.only)
-        if runs:
-            with console.status("reading what is asked"):
-                questions_of(runs[0].recipe, asked.scale.tasks)
-        engine = EXECUTORS[executor](asked.root)
+        count = questions(runs, asked, console)
+        engine = EXECUTORS[executor](asked.root, asked.scale.processes)
         try:
             if asked.scale.world is None and runs:
-                said = priced(runs, places, gpu=asked.gpu, console=console)
+                said = priced(asked, runs, count, console)
                 console.print(said, highlight=False, soft_wrap=True, markup=False)
             remember(places, every, asked)
             write_jobs(places, runs)
             _make_ready(asked, places, rows, runs)
-            command = partial(worker_command, asked.root, tasks=asked.scale.tasks, keep=asked.scale.keep)
+            scale = asked.scale
+            command = partial(worker_command, asked.root, tasks=scale.tasks, keep=scale.keep, processes=scale.processes)
             failed = go_over(runs, places, engine, jobs=jobs, command=command, console=console)
         finally:
             engine.close()
@@ -188,20 +187,28 @@ def remember(places: Places, runs: Sequence[Run], asked: Asked) -> None:
     write_grid(places, runs, facts)
 
 
-def priced(runs: Sequence[Run], places: Places, *, gpu: str, console: Console) -> str:
-    """The cost of what is not done on GPUs of one kind."""
+def questions(runs: Sequence[Run], asked: Asked, console: Console) -> int:
+    """How many each run is asked. Raises ValueError where the recipe asks nothing of what the scale scores."""
+    with console.status("reading what is asked"):
+        sets = questions_of(runs[0].recipe, asked.scale.tasks) if runs else []
+    return sum(len(one.examples) for one in sets)
+
+
+def priced(asked: Asked, runs: Sequence[Run], questions: int, console: Console) -> str:
+    """The cost of what is not done, on as many GPUs of one kind as a run has processes."""
     with console.status("counting a training step"):
-        return grid_cost(runs, places, machine(gpu, 1)).table()
+        on = machine(asked.gpu, asked.scale.processes)
+        return grid_cost(runs, Places(asked.root), on, questions=questions).table()
 
 
-def grid_table(runs: Sequence[Run], places: Places, *, scale: Scale, gpu: str, console: Console) -> str:
+def grid_table(asked: Asked, runs: Sequence[Run], console: Console) -> str:
     """What would be run, what is done already, and what the rest costs: counted, or from the runs that are done."""
-    rows = list(dict.fromkeys(run.row.name for run in runs))
+    places, rows = Places(asked.root), list(dict.fromkeys(run.row.name for run in runs))
     keys = {run.key for run in runs}
     results = [json.loads(places.result(key).read_text(encoding="utf-8")) for key in keys if places.done(key)]
     counted = f"{len(rows)} rows, {len(keys)} runs, {len(results)} of them done"
-    if scale.world is None and runs:
-        return f"{priced(runs, places, gpu=gpu, console=console)}\n{counted}"
+    if asked.scale.world is None and runs:
+        return f"{priced(asked, runs, questions(runs, asked, console), console)}\n{counted}"
     if results:
         each = sum(sum(result["seconds"].values()) for result in results) / len(results)
         left = len(keys) - len(results)

@@ -1,4 +1,5 @@
-"""One run: trained, asked, tallied. `python -m commvlm.study.worker FOLDER KEY` is what every executor starts."""
+"""One run: trained, asked, tallied. `python -m commvlm.study.worker FOLDER KEY TASKS KEEP PROCESSES` is what every executor
+starts; with several processes it starts them, and each of them does the same with its share."""
 
 from __future__ import annotations
 
@@ -7,6 +8,7 @@ import shutil
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,8 @@ from ..evaluate.receipts import versions, write_json
 from ..evaluate.run import score
 from ..evaluate.tasks import Score
 from ..model.storage import writing
+from ..train.launch import run_here
+from ..train.parallel import hearing, leave, processes, speaks, together
 from ..train.recipe import Recipe, load_recipe
 from ..train.run import train
 from .alignments import alignment_facts
@@ -26,19 +30,25 @@ from .tallies import Tally, joined, tallies_of
 def work(places: Places, key: str, *, tasks: Sequence[str] = (), keep: bool = False) -> Path:
     """Trains jobs/KEY.yaml into runs/KEY, asks it `tasks`, and writes results/KEY.json; a run that was killed goes on.
 
-    keep: whether the trained model stays; answers, logs and receipts always do.
+    keep: whether the trained model stays; answers, logs and receipts always do. Of several processes each trains and asks its
+    share, and the first one writes the result.
     """
-    target = places.result(key)
+    target, first = places.result(key), processes().is_main_process
     if target.is_file():
         return target
     recipe, folder = load_recipe(places.job(key)), places.run(key)
-    if (folder / "run.json").exists() and not (folder / "model").is_dir():
-        shutil.rmtree(folder)  # its result is gone, and its model too: it begins again
-    earlier = earlier_seconds(places, key)
+    earlier = 0.0
+    with hearing(), together():
+        if first:
+            if (folder / "run.json").exists() and not (folder / "model").is_dir():
+                shutil.rmtree(folder)  # its result is gone, and its model too: it begins again
+            earlier = earlier_seconds(places, key)
     began = time.perf_counter()
     train(recipe, folder)
     trained = time.perf_counter()
     scores = evaluate(folder, tasks=tasks)
+    if not first:
+        return target
     sets = {name: [one for one in scores if name in (one, scores[one].task)] for name in tasks or scores}
     result = {
         "name": recipe.name,
@@ -106,11 +116,15 @@ def _run_facts(folder: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """FOLDER KEY TASKS KEEP -> exit code; a fault is one line on stderr."""
-    root, key, tasks, keep = sys.argv[1:] if argv is None else argv
+    """FOLDER KEY TASKS KEEP PROCESSES -> exit code; a fault is one line on stderr."""
+    root, key, tasks, keep, count = sys.argv[1:] if argv is None else argv
+    if int(count) > 1:
+        return run_here([root, key, tasks, keep, "1"], processes=int(count), module="commvlm.study.worker")
+    places = Places(Path(root))
     try:
-        with writing(Path(root)), alone(Places(Path(root)).lock(key)):
-            work(Places(Path(root)), key, tasks=[name for name in tasks.split(",") if name], keep=keep == "keep")
+        with writing(places.root), alone(places.lock(key)) if speaks() else nullcontext():
+            work(places, key, tasks=[name for name in tasks.split(",") if name], keep=keep == "keep")
+        leave()
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

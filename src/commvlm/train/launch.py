@@ -1,10 +1,12 @@
 """Starting a run's processes: on this machine, or as a job on a cluster.
 
-Both run the very command that a person would give: `commvlm train RECIPE --out DIR ...` in each process.
+Both run the very command that a person would give, `commvlm train RECIPE --out DIR ...`, in each process. A study's run in
+several processes starts here, too.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import subprocess
 import sys
@@ -16,8 +18,10 @@ from typing import Any
 from .keys import RecipeError
 
 
-def run_here(command: Sequence[str], *, processes: int) -> int:
+def run_here(command: Sequence[str], *, processes: int, module: str = "commvlm.cli") -> int:
     """`commvlm command` in so many processes of this machine, one GPU each where there are any; the exit code.
+
+    module: what `python -m` starts in place of `commvlm`.
 
     As `torchrun --nproc-per-node`, but where a process dies what is said is one line.
     """
@@ -26,12 +30,15 @@ def run_here(command: Sequence[str], *, processes: int) -> int:
 
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // processes)))
     os.environ.setdefault("TORCHELASTIC_ERROR_FILE", os.devnull)
+    logging.getLogger("torch.distributed.elastic").setLevel(
+        logging.CRITICAL
+    )  # it is said below, or by the process itself
     config = LaunchConfig(
         min_nodes=1, max_nodes=1, nproc_per_node=processes, rdzv_backend="c10d", rdzv_endpoint="localhost:0",
         run_id="commvlm", max_restarts=0, monitor_interval=0.2,
     )  # fmt: skip
     try:
-        elastic_launch(config, sys.executable)("-m", "commvlm.cli", *command)
+        elastic_launch(config, sys.executable)("-m", module, *command)
     except ChildFailedError as error:
         rank, failure = error.get_first_failure()
         if failure.exitcode > 0:

@@ -63,6 +63,10 @@ def check(recipe: Recipe, *, count: int = 1) -> None:
     check_extras(recipe.train)
     if recipe.train.optimizer == "muon" and recipe.train.engine != "ddp":
         raise RecipeError(f"train.optimizer muon needs whole matrices: engine ddp, not {recipe.train.engine}")
+    if recipe.train.engine == "fsdp" and count == 1:
+        raise RecipeError(
+            "train.engine fsdp shares a model out: ask for several processes (--processes 8), or take ddp"
+        )
     for stage in recipe.train.stages:
         _check_stage(stage)
         if recipe.train.features is not None and "encoders" in stage.trains:
