@@ -139,7 +139,7 @@ def _train(recipe: Recipe, out: Path, weights: str) -> None:
                 save_whole(folder / "model", whole, None)
                 for old in checkpoints(folder):
                     discard(old)
-        if whole is not model:
+        if whole is not model and (first or stage is not recipe.train.stages[-1]):
             model = CommForConditionalGeneration.from_pretrained(folder / "model")
     with together():
         if first:
