@@ -1,8 +1,12 @@
-"""What mkdocs is told of this site: pages that the navigation names and that are not there are left out; plain docstrings."""
+"""What mkdocs is told of this site: pages that the navigation names and that are not there are left out; plain docstrings;
+the commands' own help as a page."""
 
 from __future__ import annotations
 
+import argparse
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +30,28 @@ def on_config(config: Any) -> Any:
     return config
 
 
-def on_page_markdown(markdown: str, **given: Any) -> str:
+COMMANDS = "reference/commands.md"
+
+
+def on_page_markdown(markdown: str, page: Any, **given: Any) -> str:
     """Links to such pages are text until the page is there."""
+    if page.file.src_uri == COMMANDS:
+        from commvlm.cli import whole_parser
+
+        os.environ["COLUMNS"] = "100"
+        return "\n".join([markdown, *_helps(whole_parser())])
     return re.sub(r"\[([^]]+)\]\(([\w/.]+)\)", lambda link: link[1] if link[2] in MISSING else link[0], markdown)
+
+
+def _helps(parser: argparse.ArgumentParser) -> Iterator[str]:
+    """A section for every command without commands of its own."""
+    below = [action.choices for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not below:
+        text = "".join(f"    {line}".rstrip() + "\n" for line in parser.format_help().splitlines())
+        yield f"## {parser.prog}\n\n{text}"
+    for choices in below:
+        for one in choices.values():
+            yield from _helps(one)
 
 
 def _written(nav: list[Any], docs: Path) -> list[Any]:

@@ -1,6 +1,6 @@
 #!/bin/bash
-# A run over one or several machines by torchrun. One machine:   launch/torchrun.sh comm-7b --out runs/comm
-# Several, on each of them:   NODES=2 HEAD=node0:29500 launch/torchrun.sh comm-7b --out runs/comm
+# A run over one or several machines by torchrun. One machine:   launch/torchrun.sh comm-7b --data.root data --out runs/comm
+# Several, on each of them:   NODES=2 HEAD=node0:29500 launch/torchrun.sh comm-7b --data.root data --out runs/comm
 # GPUS: processes on each machine (all its GPUs by default). The folder of --out must be seen by all machines.
 set -euo pipefail
 gpus=${GPUS:-$(nvidia-smi --list-gpus 2>/dev/null | wc -l)}

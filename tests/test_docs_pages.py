@@ -7,8 +7,11 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+
+from commvlm.cli import whole_parser
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 FILES = re.compile(r"```(?:python|yaml)\n# (\S+)\n(.*?)```", re.DOTALL)
@@ -40,13 +43,7 @@ def test_the_page_on_extending_runs_as_it_stands(tmp_path):
 @pytest.mark.parametrize("page", sorted(DOCS.glob("*.md")), ids=lambda page: page.name)
 def test_commands_in_the_docs_exist_with_their_options(page):
     """Every `commvlm WORD ...` of a page is a command, and every option of it, too (keys of a recipe apart)."""
-    from commvlm.cli import COMMANDS as ADD
-    from commvlm.cli.command import Parser
-
-    parser = Parser()
-    commands = parser.add_subparsers()
-    for add in ADD:
-        add(commands)
+    commands = next(action for action in whole_parser()._actions if isinstance(action.choices, dict))
     for line in re.findall(r"^    commvlm (.+?)(?: +#.*|  .*)?$", page.read_text(encoding="utf-8"), re.MULTILINE):
         words = line.split()
         chosen = commands.choices.get(words[0])
@@ -54,6 +51,23 @@ def test_commands_in_the_docs_exist_with_their_options(page):
         below = "".join(one.format_help() for one in _all_below(chosen)) if chosen else ""
         for option in re.findall(r"(?<= )--[a-z-]+(?![\w.-])", line) if chosen else ():
             assert option in below, (line, option)
+
+
+def test_the_page_of_commands_has_every_option(monkeypatch):
+    """As mkdocs makes it; its extension for docstrings is not needed for that."""
+    monkeypatch.setitem(sys.modules, "griffe", SimpleNamespace(Extension=object, Object=object))
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.syspath_prepend(str(DOCS))
+    import hooks
+
+    page = (DOCS / hooks.COMMANDS).read_text(encoding="utf-8")
+    made = hooks.on_page_markdown(page, page=SimpleNamespace(file=SimpleNamespace(src_uri=hooks.COMMANDS)))
+    every = [one for one in _all_below(whole_parser()) if not any(isinstance(a.choices, dict) for a in one._actions)]
+    assert len(every) > 30
+    for one in every:
+        section = made.split(f"## {one.prog}\n")[1].split("\n## ")[0]
+        for option in (word for action in one._actions for word in action.option_strings):
+            assert option in section, (one.prog, option)
 
 
 def _all_below(parser):

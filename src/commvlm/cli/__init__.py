@@ -49,7 +49,7 @@ COMMANDS = (
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command; returns its exit code."""
-    parser = _parser()
+    parser = whole_parser()
     given, dotted = _split(sys.argv[1:] if argv is None else argv)
     options, rest = parser.parse_known_args(given)
     options.overrides = [*dotted, *rest]
@@ -99,7 +99,8 @@ def _one_line(error: Exception) -> str:
     return " ".join(str(error).split()) or type(error).__name__
 
 
-def _parser() -> argparse.ArgumentParser:
+def whole_parser() -> argparse.ArgumentParser:
+    """Of all commands."""
     parser = Parser(
         prog="commvlm", description="COMM: several vision encoders, several layers each, read by a language model."
     )

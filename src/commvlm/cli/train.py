@@ -12,9 +12,10 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     what = "train a recipe's stages; the same command resumes an interrupted run"
     example = (
         "  commvlm microworld write world\n  commvlm train micro --out runs/first --data.root world\n"
-        "  commvlm train comm-7b --out runs/comm --processes 8 --train.engine fsdp\n"
-        "  commvlm train comm-7b --out runs/comm --submit slurm --nodes 2 --processes 8 --cluster '{slurm_partition: gpu}'\n"
-        "  torchrun --nproc-per-node 8 -m commvlm.cli train comm-7b --out runs/comm\n" + OVERRIDES
+        "  commvlm train comm-7b --data.root data --out runs/comm --processes 8 --train.engine fsdp\n"
+        "  commvlm train comm-7b --data.root data --out runs/comm --submit slurm --nodes 2 --processes 8 \\\n"
+        "      --cluster '{slurm_partition: gpu}'\n"
+        "  torchrun --nproc-per-node 8 -m commvlm.cli train comm-7b --data.root data --out runs/comm\n" + OVERRIDES
     )
     parser = add_command(commands, "train", _train, what, example, overridable=True)
     parser.add_argument("recipe", help=RECIPE)

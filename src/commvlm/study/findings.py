@@ -38,7 +38,8 @@ def as_markdown(scale: Scale, results: Results, verdicts: Sequence[Verdict]) -> 
     parts = [
         f"Scale {scale.name}: {made}{len(results.runs)} of {every} runs, {hours:.1f} core-hours; steps, data and "
         "questions equal for every row. Differences in points (CIDEr times 100) with 95 % intervals over seeds and images, "
-        "paired; p is Holm's over all claims that can be decided.\n"
+        "paired. A verdict goes by its own interval; p is Holm's, over all claims that can be decided: only those under "
+        "0.05 stand when all are meant at once. Intervals of a row are symmetric and may pass 100.\n"
     ]
     for name in F:
         own = [verdict for verdict in verdicts if verdict.claim.finding == name]
@@ -50,7 +51,7 @@ def as_markdown(scale: Scale, results: Results, verdicts: Sequence[Verdict]) -> 
 
 
 def _claims(verdicts: Sequence[Verdict]) -> str:
-    lines = ["| claim | task | difference | by seed | p | verdict |", "|---|---|---|---|---|---|"]
+    lines = ["| claim | task | difference | by seed | p (Holm) | verdict |", "|---|---|---|---|---|---|"]
     for v in verdicts:
         said = f"**{v.word}**" + (f" ({v.why})" if v.why else "")
         task = TITLES.get(v.claim.task, v.claim.task)
