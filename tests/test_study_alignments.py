@@ -5,12 +5,14 @@ import pytest
 import torch
 from torch import nn
 
+from commvlm.data.collate import Collator
 from commvlm.microworld.writer import write_world
-from commvlm.study.alignments import _batch, effective_rank, measure
+from commvlm.study.alignments import effective_rank, first_rows, measure
 from commvlm.study.experiments import aligned
 from commvlm.study.runs import recipe_of
 from commvlm.study.settings import load_scale
 from commvlm.train.assemble import assemble
+from commvlm.train.sources import stage_mixture, training_examples
 
 
 def test_effective_rank_by_hand():
@@ -22,15 +24,28 @@ def test_effective_rank_by_hand():
     assert effective_rank(torch.ones(5, 3)) == 0
 
 
+def whole_batch(recipe, model, processor):
+    """The rows as one batch."""
+    stage = recipe.train.stages[0]
+    mixture = stage_mixture(stage, recipe.data, training_examples(recipe.data), seed=recipe.train.seed)
+    images = processor.image_processor
+    collator = Collator(
+        processor.tokenizer, images, model.config.num_image_tokens, layout="mask", geometry=images.geometry
+    )
+    return collator([mixture[index] for index in range(8)])
+
+
 def test_gradients_and_spread_are_those_of_the_layers_themselves(tmp_path):
     scale = load_scale("micro")
     world = write_world(tmp_path / "world", train=4, test=2)
     recipe = recipe_of(scale, aligned(scale, scale.encoder("mae"), 2, 4), 0, data=str(world))
     model, processor = assemble(recipe.model)
-    batch = _batch(recipe, model, processor)
-    found = measure(model, batch)["mae"]
+    rows = first_rows(recipe, model, processor)
+    assert [len(row["pixel_values"]) for row in rows] == [1] * 8
+    found = measure(model, rows)["mae"]
     assert len(found) == 3  # two hidden layers and the one out
     model.zero_grad()
+    batch = whole_batch(recipe, model, processor)
     model(**batch).loss.backward()
     align = model.model.vision_tower.branches["mae"].align
     linears = [part for part in align if isinstance(part, nn.Linear)]

@@ -1,5 +1,6 @@
 """The study's scales and rows: what can be built is, what cannot is named, what is the same is one run."""
 
+import json
 import re
 import shutil
 import textwrap
@@ -10,6 +11,7 @@ import pytest
 import yaml
 
 from commvlm.microworld.writer import write_world
+from commvlm.model.checkpoints import find_checkpoint, published_facts
 from commvlm.model.spec import build_config
 from commvlm.study.controls import scaled
 from commvlm.study.experiments import EXPERIMENTS, experiments_named, rows_of
@@ -142,3 +144,33 @@ def test_data_that_a_scale_would_not_read_are_refused(tmp_path):
 def test_an_unknown_scale_is_answered_with_the_nearest():
     with pytest.raises(ValueError, match=r"no scale 'mikro'; did you mean 'micro'"):
         load_scale("mikro")
+
+
+def test_weights_that_were_fetched_meanwhile_are_the_same_run(world, tmp_path, monkeypatch):
+    """The hub's own config files say more than the shipped facts: architectures, dtype, the library's version."""
+    scale = replace(load_scale("analysis"), seeds=1)
+    model = scale.model(encoder(replace(scale.encoder("dinov2"), align="identity"), 20))
+    key = lambda: runs_of(replace(scale, tasks=["pope"]), [Row("a", model)], data=str(world))[0].key  # noqa: E731
+    monkeypatch.setattr("commvlm.study.runs._paths", lambda source, root: [])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    before = key()
+    for name, more in {
+        "facebook/dinov2-large": {"architectures": ["Dinov2Model"], "torch_dtype": "float32"},
+        "lmsys/vicuna-7b-v1.5": {"architectures": ["LlamaForCausalLM"], "torch_dtype": "float16", "use_cache": True},
+    }.items():
+        folder = tmp_path / f"models--{name.replace('/', '--')}"
+        (folder / "refs").mkdir(parents=True)
+        (folder / "refs" / "main").write_text("abc")
+        (folder / "snapshots" / "abc").mkdir(parents=True)
+        said = {**published_facts()[name]["config"], **more, "transformers_version": "4.31.0"}
+        (folder / "snapshots" / "abc" / "config.json").write_text(json.dumps(said))
+        assert find_checkpoint(name).source == "hub cache"
+    assert key() == before
+
+
+def test_table_7_has_the_layers_that_a_scale_names():
+    scale = load_scale("analysis")
+    names = [row.name for row in EXPERIMENTS["table-7"].rows(scale)]
+    assert names[-4:] == ["mae 20", "mae 22", "deit 20", "deit 22"]
+    names = [row.name for row in EXPERIMENTS["table-7"].rows(replace(scale, others=None))]
+    assert names[-4:] == ["mae 22", "mae 24", "deit 22", "deit 24"]

@@ -136,6 +136,10 @@ class Planner:
         self.flops = functools.cache(self._flops)
         self.sizes = functools.cache(self._sizes)
 
+    def parameters(self) -> int:
+        """Of the whole model."""
+        return self.sizes(self._way(self.recipe.train.stages[0], self.recipe.train)).total
+
     def plan(self, stage: Stage, train: Train | None = None) -> StagePlan:
         """What a stage costs, with the recipe's settings or others."""
         train = self.recipe.train if train is None else train

@@ -197,7 +197,7 @@ def _merges(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list[Cla
 
 
 def _objectives(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list[Claim]:
-    top = max(scale.layers)
+    top = max(scale.deepest)
     names = {given.name: single_name(given, top) for given in scale.encoders}
     found = []
     if "mae" in names:

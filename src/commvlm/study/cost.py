@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from ..app.planning import ASSUMED, Machine, Planner, StagePlan, Text
 from ..model.cost import inspect_visual_half
@@ -17,12 +19,15 @@ from .runs import Places, Run
 @dataclass(frozen=True)
 class GridCost:
     """rows: name -> hours of one of its runs, and how many of them are not done. need: bytes of one process at the stage
-    that needs most, of the dearest row. on: the machine. questions: that each run answers, whose hours are not counted."""
+    that needs most, of the dearest row. on: the machine. questions: that each run answers, whose hours are not counted. kept:
+    bytes of the models that stay, of the runs left. free: bytes of the disk."""
 
     rows: dict[str, tuple[float, int]]
     need: int
     on: Machine
     questions: int
+    kept: int
+    free: int
 
     @property
     def hours(self) -> float:
@@ -51,11 +56,18 @@ class GridCost:
                 "trained so; more --processes hold less each where the scale's train.engine is fsdp, and `commvlm plan "
                 "jobs/KEY.yaml` says what else would fit"
             )
+        if self.kept:
+            lines.append(
+                f"the models that stay take {self.kept / 1e12:.2f} TB, the disk has {self.free / 1e12:.2f}"
+                + ("; keep: false in the scale keeps their answers alone" if self.kept > self.free else "")
+            )
         return "\n".join(lines)
 
 
-def grid_cost(runs: Sequence[Run], places: Places, on: Machine, *, questions: int) -> GridCost:
-    """Plans the dearest row of every number of visual tokens; the others differ from it by their visual halves.
+def grid_cost(runs: Sequence[Run], places: Places, on: Machine, *, questions: int, keep: bool = False) -> GridCost:
+    """keep: whether trained models stay.
+
+    Plans the dearest row of every number of visual tokens; the others differ from it by their visual halves.
 
     Encoders run forward once an image (not at all where features are read), what is trained of a visual half three times. A
     run that several rows share is counted with the first of them.
@@ -69,10 +81,12 @@ def grid_cost(runs: Sequence[Run], places: Places, on: Machine, *, questions: in
         seen.add(run.key)
     visual = {name: visual_flops(run.recipe.model) for name, run in first.items()}
     plans: dict[int, tuple[list[StagePlan], float]] = {}
+    model = 0
     for name in sorted(first, key=lambda name: -visual[name][1]):
         tokens, flops, _ = visual[name]
         if tokens not in plans:
             planner = Planner(first[name].recipe, on)
+            model = max(model, 4 * planner.parameters())  # saved in fp32
             plans[tokens] = [planner.plan(stage) for stage in first[name].recipe.train.stages], flops
     rows = {}
     for name, run in first.items():
@@ -83,7 +97,13 @@ def grid_cost(runs: Sequence[Run], places: Places, on: Machine, *, questions: in
         speed = on.count * on.peak * on.efficiency
         rows[name] = (sum(plan.hours for plan in stages) - less * images / speed / 3600, left[name])
     need = max(plan.memory.total for stages, _ in plans.values() for plan in stages)
-    return GridCost(rows, need, on, questions)
+    return GridCost(rows, need, on, questions, keep * model * sum(left.values()), free_bytes(places.root))
+
+
+def free_bytes(folder: Path) -> int:
+    """Of the disk that a folder lies on, or will."""
+    there = next(path for path in (folder.resolve(), *folder.resolve().parents) if path.is_dir())
+    return shutil.disk_usage(there).free
 
 
 def visual_flops(model: Model) -> tuple[int, float, float]:

@@ -73,8 +73,11 @@ def table_7(scale: Scale) -> list[Row]:
     """Other encoders at their deep layers, beside the pair's merged branches."""
     first, second = pair(scale)
     others = [given for given in scale.encoders if given.name not in scale.pair]
-    deep = sorted(scale.layers)[-2:]
-    return [mfm(scale, first), mfm(scale, second), *(single(scale, given, layer) for given in others for layer in deep)]
+    return [
+        mfm(scale, first),
+        mfm(scale, second),
+        *(single(scale, given, layer) for given in others for layer in scale.deepest),
+    ]
 
 
 def weights(scale: Scale) -> list[Row]:

@@ -6,7 +6,7 @@ import fcntl
 import hashlib
 import json
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from ..evaluate.receipts import fingerprint, write_json
+from ..model.checkpoints import ask_hub
 from ..model.spec import build_config
 from ..model.storage import write_text
-from ..train.assemble import located, model_settings
+from ..train.assemble import BOOKKEEPING, located, model_settings
 from ..train.recipe import Recipe, Source, as_yaml, load_recipe
 from ..train.run import check
 from .rows import Row
@@ -25,6 +26,8 @@ from .settings import Scale
 FORMAT = 2
 """Counted up when a run's result would be another one for the same recipe."""
 LOSSY = ("bf16", "int8")
+PLACES = ("_name_or_path", "transformers_version")
+"""Keys of a folder's config that say where it lies; a hub checkpoint's has others that tell nothing, `BOOKKEEPING`."""
 ABOUT = ("card.json", "pretraining.json", "README.md")
 """Files beside a model's weights that say how it was made and how good it is, and change nothing."""
 
@@ -89,6 +92,8 @@ def runs_of(scale: Scale, rows: Iterable[Row], *, data: str) -> list[Run]:
     rows = list(rows)
     settled: dict[str, str] = {}
     impossible: dict[str, list[str]] = {}
+    for name in {name for row in rows for name in _checkpoints(row)}:
+        ask_hub(name)
     for row in rows:
         try:
             settled[row.name] = _settled(row)
@@ -124,19 +129,24 @@ def _settled(row: Row) -> str:
     where its files lie on this machine makes another one."""
     branches = row.model.encoders
     config = build_config(**model_settings(row.model)).to_dict()
+    hub = not all(Path(located(name)).is_dir() for name in _checkpoints(row))
     renamed = {branch.name: f"encoder {k}" for k, branch in enumerate(branches)}
     weights = [branch.weights for branch in branches]
     files = [weights_hash(branch.checkpoint) for branch in branches]
-    said = [_portable(config, renamed), weights, files, weights_hash(row.model.language_model)]
+    plain = _portable(config, renamed, BOOKKEEPING if hub else PLACES)
+    said = [plain, weights, files, weights_hash(row.model.language_model)]
     return json.dumps(said, sort_keys=True, default=str)
 
 
-def _portable(value: Any, renamed: Mapping[str, str]) -> Any:
+def _checkpoints(row: Row) -> list[str]:
+    return [*(branch.checkpoint for branch in row.model.encoders), row.model.language_model]
+
+
+def _portable(value: Any, renamed: Mapping[str, str], dropped: Sequence[str]) -> Any:
     if isinstance(value, dict):
-        dropped = ("_name_or_path", "transformers_version")
-        return {renamed.get(k, k): _portable(v, renamed) for k, v in value.items() if k not in dropped}
+        return {renamed.get(k, k): _portable(v, renamed, dropped) for k, v in value.items() if k not in dropped}
     if isinstance(value, list | tuple):
-        return [_portable(item, renamed) for item in value]
+        return [_portable(item, renamed, dropped) for item in value]
     return renamed.get(value, value) if isinstance(value, str) else value
 
 

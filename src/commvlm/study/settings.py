@@ -53,8 +53,9 @@ class Scale:
     """name: of its folder. recipe: whose data, language model, training and questions every run has. options: keys of that
     recipe that are changed, by their dotted names. pair: the names of the two encoders that COMM joins, the text-supervised
     one first. layers: 1-based block outputs of the layer sweeps. mlp: the alignment that stands for "an MLP".
-    depths, ratios: of the alignment sweep. tasks: those that are scored: a task (the mean over its sets,
-    where the recipe asks several), or one set of it, "caption.flickr30k". larger_image: side in pixels at which the first
+    depths, ratios: of the alignment sweep. others: layers at which Table 7 reads the encoders beside the pair; the two
+    deepest of the sweep by default. tasks: those that are scored: a task (the mean over its sets, where the recipe asks
+    several), or one set of it, "caption.flickr30k". larger_image: side in pixels at which the first
     encoder costs about as much as the pair. capacity: a single encoder of about the pair's size, if there is one.
     controls: those of the controls that this scale runs, by name; all of them without it.
     world: the micro world to make; without it the data are at data.root. features: how the encoders' features are kept,
@@ -71,6 +72,7 @@ class Scale:
     mlp: dict[str, Any] = field(default_factory=lambda: {"kind": "mlp", "hidden": 1, "ratio": 4})
     depths: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
     ratios: list[int] = field(default_factory=lambda: [8, 16])
+    others: list[int] | None = None
     tasks: list[str] = field(default_factory=lambda: ["rec", "reg", "pope", "vqa", "caption"])
     larger_image: int | None = None
     capacity: StudyEncoder | None = None
@@ -80,6 +82,11 @@ class Scale:
     features: str | None = None
     keep: bool = False
     processes: int = 1
+
+    @property
+    def deepest(self) -> list[int]:
+        """The layers of Table 7, ascending."""
+        return sorted(self.layers)[-2:] if self.others is None else sorted(self.others)
 
     def encoder(self, name: str) -> StudyEncoder:
         return next(e for e in self.encoders if e.name == name)
@@ -140,8 +147,11 @@ def _check(scale: Scale, where: str) -> None:
     for name in ("seeds", "processes"):
         if getattr(scale, name) < 1:
             raise RecipeError(f"{where}: {name} is {getattr(scale, name)}, it must be at least 1")
-    for name, meant in (("layers", "block outputs of the layer sweeps"), ("depths", "hidden layers of the alignments")):
-        if not getattr(scale, name):
+    for name, meant in (
+        ("layers", "block outputs of the layer sweeps"), ("depths", "hidden layers of the alignments"),
+        ("others", "block outputs of Table 7"),
+    ):  # fmt: skip
+        if getattr(scale, name) == []:
             raise RecipeError(f"{where}: {name} is empty: name the {meant}")
     if scale.world is not None and min(scale.world.train, scale.world.test) < 1:
         raise RecipeError(f"{where}: world needs a training and a test scene at least")

@@ -25,6 +25,7 @@ from .executors import EXECUTORS, worker_command
 from .experiments import FIGURE_1, experiments_named, rows_of
 from .features import prepare_features, readable
 from .maps import draw_figure_1
+from .ready import have_checkpoints, have_stores
 from .report import write_report
 from .results import costs
 from .rows import Row
@@ -124,6 +125,9 @@ def study(asked: Asked, *, jobs: int, executor: str, console: Console) -> tuple[
             if asked.scale.world is None and runs:
                 said = priced(asked, runs, count, console)
                 console.print(said, highlight=False, soft_wrap=True, markup=False)
+                left = [run for run in runs if not places.done(run.key)]
+                have_checkpoints(left, console)
+                have_stores(left, console)
             remember(places, every, asked)
             write_jobs(places, runs)
             _make_ready(asked, places, rows, runs)
@@ -198,7 +202,7 @@ def priced(asked: Asked, runs: Sequence[Run], questions: int, console: Console) 
     """The cost of what is not done, on as many GPUs of one kind as a run has processes."""
     with console.status("counting a training step"):
         on = machine(asked.gpu, asked.scale.processes)
-        return grid_cost(runs, Places(asked.root), on, questions=questions).table()
+        return grid_cost(runs, Places(asked.root), on, questions=questions, keep=asked.scale.keep).table()
 
 
 def grid_table(asked: Asked, runs: Sequence[Run], console: Console) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 
 import torch
 from accelerate import PartialState
@@ -22,9 +23,13 @@ class LostProcess(ConnectionError):
     """Another process of the run ended."""
 
 
+PATIENCE = timedelta(hours=2)
+"""For which one process waits for another that writes a large checkpoint; torch's own 10 minutes are few on a slow disk."""
+
+
 def processes() -> PartialState:
     """This process among those of the run: `process_index`, `num_processes`, `is_main_process`. Waits for the others."""
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
 
 
 @contextmanager
@@ -56,7 +61,7 @@ def hearing() -> Iterator[None]:
             raise
         raise LostProcess(
             "another process of this run ended, so this one does; the last whole checkpoint stays, "
-            "and the same command goes on from it"
+            f"and the same command goes on from it (torch says: {str(error).strip().splitlines()[0][:160]})"
         ) from error
 
 
