@@ -261,7 +261,7 @@ def test_a_shipped_recipe_goes_by_its_name(name, tmp_path, monkeypatch):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_shipped_recipes_say_what_can_be_done(name):
     recipe: Recipe = load_recipe(name)
-    check(recipe, count=8)
+    check(recipe, count=8 if recipe.train.engine == "fsdp" else 1)
     assert recipe.name == name.split("/")[-1]
     for source in (*recipe.data.sources, *recipe.evaluate.sources):
         assert source.format in READERS
