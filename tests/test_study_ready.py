@@ -2,8 +2,6 @@
 
 import json
 import shutil
-import subprocess
-import sys
 
 import pytest
 import yaml
@@ -39,13 +37,18 @@ def test_weights_that_are_not_there_are_told_before_anything_starts(mine, tmp_pa
     assert not (tmp_path / "out" / "jobs").exists()
 
 
-def test_data_are_prepared_once_for_all_runs(mine, tmp_path):
+def test_data_are_prepared_before_the_first_run(mine, monkeypatch, capsys):
     _, data, words = mine
-    done = subprocess.run([sys.executable, "-m", "commvlm.cli", *words, "--jobs", "2"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
-    stores = list((data / ".prepared").glob("*/meta.json"))
-    assert {path.parent.name.rpartition("-")[0] for path in stores} >= {"rec", "vqa", "pope-random"}
-    assert len(list((tmp_path / "out" / "results").glob("*.json"))) == 2
+    found = []
+
+    def first_run(*given, **more):
+        found.extend(path.parent.name.rpartition("-")[0] for path in (data / ".prepared").glob("*/meta.json"))
+        return []
+
+    monkeypatch.setattr("commvlm.study.study.go_over", first_run)
+    assert main(words) == 2
+    assert "no run is done" in capsys.readouterr().err
+    assert set(found) >= {"rec", "vqa", "pope-random"}
 
 
 def test_a_tokenizer_that_is_a_sentencepiece_model_alone(tmp_path):
