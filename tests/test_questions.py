@@ -132,6 +132,7 @@ def test_the_papers_own_scale_is_planned_whole(root, tmp_path, capsys):
     assert "12 runs, " in said
     assert "hours of 8 x h100; 69 questions to each run" in said
     assert "it cannot be trained so" not in said
+    assert "the models that stay take 0.36 TB" in said  # twelve of 7.4 billion numbers in fp32
     words[1] = "weights"
     assert main([*words, "--out", str(tmp_path / "out"), "--processes", "1"]) == 2
     assert "train.engine fsdp shares a model out: ask for several processes" in capsys.readouterr().err

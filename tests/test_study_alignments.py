@@ -1,5 +1,7 @@
 """What is measured inside an alignment, against arithmetic by hand and autograd."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -22,6 +24,24 @@ def test_effective_rank_by_hand():
     assert effective_rank(plane) == pytest.approx(float(values.sum() ** 2 / (values**2).sum()), rel=1e-6)
     assert effective_rank(torch.eye(64, dtype=torch.float64) * 3) == pytest.approx(63)
     assert effective_rank(torch.ones(5, 3)) == 0
+
+
+def test_the_rows_are_what_the_run_sees_and_leaves_out(tmp_path):
+    """A missing image is an error, or another group's turn, as in training; a blind run's rows are grey."""
+    scale = load_scale("micro")
+    world = write_world(tmp_path / "world", train=4, test=2)
+    recipe = recipe_of(scale, aligned(scale, scale.encoder("mae"), 1, 16), 0, data=str(world))
+    model, processor = assemble(recipe.model)
+    grey = first_rows(replace(recipe, data=replace(recipe.data, pixels="grey")), model, processor)
+    assert len({float(value) for value in grey[0]["pixel_values"].flatten().round(decimals=3).unique()}) <= 6
+    whole = first_rows(recipe, model, processor)
+    next(iter(sorted((world / "images").glob("*train*")))).unlink()
+    with pytest.raises(ValueError, match="image"):
+        first_rows(recipe, model, processor)
+    skipping = replace(recipe, data=replace(recipe.data, faults="skip"))
+    rows = first_rows(skipping, model, processor)
+    assert len(rows) == len(whole)
+    assert any(not torch.equal(a["pixel_values"], b["pixel_values"]) for a, b in zip(rows, whole, strict=True))
 
 
 def whole_batch(recipe, model, processor):

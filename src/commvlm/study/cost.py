@@ -65,12 +65,11 @@ class GridCost:
 
 
 def grid_cost(runs: Sequence[Run], places: Places, on: Machine, *, questions: int, keep: bool = False) -> GridCost:
-    """keep: whether trained models stay.
-
-    Plans the dearest row of every number of visual tokens; the others differ from it by their visual halves.
+    """Plans the dearest row of every number of visual tokens; the others differ from it by their visual halves.
 
     Encoders run forward once an image (not at all where features are read), what is trained of a visual half three times. A
-    run that several rows share is counted with the first of them.
+    run that several rows share is counted with the first of them. questions: that each run answers. keep: whether trained
+    models stay.
     """
     first: dict[str, Run] = {}
     left: Counter[str] = Counter()

@@ -21,9 +21,8 @@ def have_checkpoints(runs: Sequence[Run], console: Console) -> None:
     had: set[str] = set()
     for run in sorted(runs, key=lambda run: -len(run.recipe.model.encoders)):
         model = run.recipe.model
-        wanted = {branch.checkpoint for branch in model.encoders if branch.weights == "checkpoint"} | {
-            model.language_model
-        }
+        wanted = {branch.checkpoint for branch in model.encoders if branch.weights == "checkpoint"}
+        wanted.add(model.language_model)
         if not wanted <= had:
             with console.status(f"reading {', '.join(sorted(wanted - had))}"):
                 assemble(model, dtype=torch.bfloat16)

@@ -19,7 +19,6 @@ from ..model.spec import build_config
 from ..model.storage import write_text
 from ..train.assemble import BOOKKEEPING, located, model_settings
 from ..train.recipe import Recipe, Source, as_yaml, load_recipe
-from ..train.run import check
 from .rows import Row
 from .settings import Scale
 
@@ -107,7 +106,6 @@ def runs_of(scale: Scale, rows: Iterable[Row], *, data: str) -> list[Run]:
     for seed in range(scale.seeds):
         for row in rows:
             recipe = recipe_of(scale, row, seed, data=data)
-            check(recipe, count=scale.processes)
             made.append(Run(row, seed, recipe, _key(recipe, settled[row.name], scale)))
     return made
 
