@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import functools
+import io
 import json
 from pathlib import Path
 
@@ -30,16 +33,19 @@ PROMISED = {  # visual tokens, by the patches of the images that the papers feed
 }  # fmt: skip
 
 
-def inspected(name: str, capsys) -> dict[tuple[str, str], dict]:
-    assert main(["inspect", name, "--json"]) == 0
-    return {(row["part"], row["encoder"]): row for row in json.loads(capsys.readouterr().out)}
+@functools.cache
+def inspected(name: str) -> dict[tuple[str, str], dict]:
+    said = io.StringIO()
+    with contextlib.redirect_stdout(said):
+        assert main(["inspect", name, "--json"]) == 0
+    return {(row["part"], row["encoder"]): row for row in json.loads(said.getvalue())}
 
 
 @pytest.mark.parametrize("name", REAL)
-def test_true_sizes_need_facts_alone(name, capsys):
+def test_true_sizes_need_facts_alone(name):
     recipe = load_recipe(name)
     assert all(find_checkpoint(encoder.checkpoint).source == "facts" for encoder in recipe.model.encoders)
-    rows = inspected(name, capsys)
+    rows = inspected(name)
     assert rows["total", ""]["tokens"] == PROMISED.get(name, rows["total", ""]["tokens"])
     for encoder in recipe.model.encoders:
         assert rows["encoders", encoder.name]["trained"] == 0
@@ -50,8 +56,8 @@ def test_true_sizes_need_facts_alone(name, capsys):
 
 
 @pytest.mark.parametrize("name", ["comm-7b", "comm-13b"])
-def test_comm_is_what_the_paper_says(name, capsys):
-    rows = inspected(name, capsys)
+def test_comm_is_what_the_paper_says(name):
+    rows = inspected(name)
     assert rows["total", ""]["grid"] == [24, 24]
     assert rows["encoders", "clip"]["layers"] == "1-24 of 24"
     assert rows["encoders", "dinov2"]["layers"] == "19-24 of 24"
@@ -59,9 +65,9 @@ def test_comm_is_what_the_paper_says(name, capsys):
         assert rows["encoders", encoder]["parameters"] == pytest.approx(published, rel=0.01)
 
 
-def test_the_modern_recipe_has_the_published_sizes(capsys):
+def test_the_modern_recipe_has_the_published_sizes():
     """4,022,468,096 of Qwen3-4B's safetensors (its embedding is its head), one row more for the placeholder."""
-    rows = inspected("comm-modern-4b", capsys)
+    rows = inspected("comm-modern-4b")
     assert rows["language_model", ""]["parameters"] == 4_022_468_096 + 2560
     assert rows["encoders", "siglip2"]["parameters"] == pytest.approx(
         412e6, rel=0.01
@@ -70,9 +76,9 @@ def test_the_modern_recipe_has_the_published_sizes(capsys):
     assert rows["total", ""]["grid"] == [27, 27]
 
 
-def test_the_capacity_control_is_as_large_and_as_costly_as_two_encoders(capsys):
+def test_the_capacity_control_is_as_large_and_as_costly_as_two_encoders():
     """Published: 632 M parameters of the vision half of CLIP ViT-H/14."""
-    comm, single = inspected("comm-7b", capsys), inspected("controls/clip-h-mfm-7b", capsys)
+    comm, single = inspected("comm-7b"), inspected("controls/clip-h-mfm-7b")
     for field in ("parameters", "flops"):
         pair = sum(comm["encoders", encoder][field] for encoder in LARGE)
         assert single["encoders", "clip"][field] == pytest.approx(pair, rel=0.05)
@@ -128,10 +134,10 @@ def test_the_same_structure_runs_and_learns_with_random_weights(name, tmp_path):
     assert output.image_hidden_states.shape == (model.config.num_image_tokens, model.config.text_config.hidden_size)
 
 
-def test_the_five_lines_of_the_docs_are_a_recipe(tmp_path, capsys):
+def test_the_five_lines_of_the_docs_are_a_recipe(tmp_path):
     text = (Path(__file__).parents[1] / "docs" / "encoders.md").read_text(encoding="utf-8")
     (tmp_path / "mine.yaml").write_text(text.split("```yaml\n")[1].split("```")[0])
-    rows = inspected(str(tmp_path / "mine.yaml"), capsys)
+    rows = inspected(str(tmp_path / "mine.yaml"))
     assert rows["total", ""]["tokens"] == 576
     assert rows["encoders", "dinov3"]["layers"] == "19-24 of 24"
     assert rows["encoders", "dinov3"]["parameters"] == pytest.approx(303e6, rel=0.01)
@@ -144,7 +150,7 @@ def _checkpoint(settings: dict, name: str) -> str:
 def test_compare_puts_them_side_by_side(capsys):
     assert main(["compare", "comm-7b", "peers/llava-1.5-7b", "--no-measure", "--json"]) == 0
     comm, llava = json.loads(capsys.readouterr().out)
-    rows = inspected("comm-7b", capsys)
+    rows = inspected("comm-7b")
     assert comm["parameters"]["encoders"] == sum(rows["encoders", e]["parameters"] for e in LARGE)
     assert sum(comm["parameters"].values()) == rows["total", ""]["parameters"]
     assert sum(comm["flops"].values()) == rows["total", ""]["flops"]

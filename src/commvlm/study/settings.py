@@ -13,8 +13,9 @@ from typing import Any
 from ..evaluate.tasks import TASKS
 from ..model.config import check_encoder_name
 from ..model.feature_store import KEPT
+from ..train.filling import filled
 from ..train.keys import RecipeError, check_keys, nearest_key
-from ..train.recipe import Encoder, Model, Recipe, filled, load_recipe, read_yaml
+from ..train.recipe import Encoder, Model, Recipe, load_recipe, read_yaml
 
 FOLDER = "scales"
 
@@ -125,7 +126,7 @@ def load_scale(name: str) -> Scale:
         raise RecipeError(f"there is no scale {name!r}; {hint}shipped: {', '.join(shipped)}; or give a YAML file")
     content = read_yaml(path)
     check_keys(content, Scale, where=path.name)
-    scale = Scale(**filled(content, Scale, where=path.name))
+    scale = filled(content, Scale, where=path.name)
     _check(scale, path.name)
     return scale
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
+import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
@@ -18,10 +20,20 @@ class RecipeError(ValueError):
     """A recipe that is not there, not YAML, or says something that cannot be: one line with file and key."""
 
 
-def fields_of(kind: Any) -> dict[str, Any]:
+@functools.cache
+def fields_of(kind: Any) -> Mapping[str, Any]:
     """Field names of a dataclass and their types."""
     hints = typing.get_type_hints(kind)
     return {f.name: hints[f.name] for f in dataclasses.fields(kind)}
+
+
+def dataclass_in(kind: Any) -> Any:
+    """The dataclass of a field's type: itself, a list's, or one that may be None; None for other types."""
+    if dataclasses.is_dataclass(kind):
+        return kind
+    if typing.get_origin(kind) in (list, types.UnionType):
+        return next((inner for inner in typing.get_args(kind) if dataclasses.is_dataclass(inner)), None)
+    return None
 
 
 def nearest_key(key: str, known: Iterable[str]) -> str:
@@ -37,14 +49,16 @@ def check_keys(content: Any, kind: Any, *, where: str, key: str = "") -> None:
     if typing.get_origin(kind) is list:
         (inner,) = typing.get_args(kind)
         if not isinstance(content, list):
-            raise RecipeError(f"{where}: {key} must be a list, it is {_short(content)}")
+            raise RecipeError(f"{where}: {key} must be a list, it is {short(content)}")
         for number, item in enumerate(content):
             check_keys(item, inner, where=where, key=f"{key}[{number}]")
+    elif content is not None or dataclasses.is_dataclass(kind):
+        kind = dataclass_in(kind)
     if not dataclasses.is_dataclass(kind):
         return
     known = fields_of(kind)
     if not isinstance(content, dict):
-        raise RecipeError(f"{where}: {key} must be a mapping with the keys {', '.join(known)}, it is {_short(content)}")
+        raise RecipeError(f"{where}: {key} must be a mapping with the keys {', '.join(known)}, it is {short(content)}")
     for name, value in content.items():
         dotted = f"{key}.{name}" if key else str(name)
         if name not in known:
@@ -147,9 +161,10 @@ def _value(text: str, option: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError as error:
-        raise RecipeError(f"{COMMAND_LINE}: the value of {option!r} is not YAML: {_short(text)}") from error
+        raise RecipeError(f"{COMMAND_LINE}: the value of {option!r} is not YAML: {short(text)}") from error
 
 
-def _short(value: Any) -> str:
+def short(value: Any) -> str:
+    """A value for an error's line."""
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
