@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..app.charts import LINES, STYLE, svg
 from .statistics import Estimate
-from .tables import TITLES
+from .tables import titled
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 SMOOTHED = 8
@@ -36,7 +36,7 @@ def curves(panels: Mapping[str, Mapping[str, Mapping[int, Estimate]]]) -> str:
                     layers, [points[n].mean for n in layers], color=color, linestyle=LINES[k % len(LINES)],
                     marker=MARKERS[k % len(MARKERS)], markersize=5, linewidth=2, label=name,
                 )  # fmt: skip
-            panel.set_title(TITLES.get(task, task), loc="left", fontsize=11, fontweight="bold")
+            panel.set_title(titled(task), loc="left", fontsize=11, fontweight="bold")
             panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes[-1].set_xlabel("layer (block output, counted from 1)")
         figure.legend(*axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4, handlelength=3.2)
@@ -54,7 +54,7 @@ def dots(names: Sequence[str], panels: Mapping[str, Mapping[str, Estimate]]) -> 
                     one = found[name]
                     panel.plot([one.low, one.high], [place, place], color=COLORS[k % len(COLORS)], linewidth=2)
                     panel.plot(one.mean, place, marker=MARKERS[k % len(MARKERS)], color=COLORS[k % len(COLORS)])
-            panel.set_title(TITLES.get(task, task), fontsize=10)
+            panel.set_title(titled(task), fontsize=10)
             panel.set_ylim(len(names) - 0.5, -0.5)
             panel.set_yticks(range(len(names)), names, fontsize=9)
             panel.grid(visible=False, axis="y")
@@ -116,6 +116,6 @@ def alignments(facts: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]])
             panel.set_yscale("log")
             panel.set_title(title, loc="left", fontsize=11, fontweight="bold")
             panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        panel.set_xlabel("linear layer of the alignment (dotted: before training, solid: after)")
+        panel.set_xlabel("linear layer of the alignment, first seed (dotted: before training, solid: after)")
         figure.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return svg(figure, "Gradients and activations in each linear layer of the alignment, before and after training")

@@ -22,6 +22,8 @@ SCORE: dict[str, tuple[type, ...]] = {
 }  # fmt: skip
 ENCODER = re.compile(r"[\w+. -]{1,80}")
 """How an encoder may be called: charts draw what is between dollar signs as mathematics."""
+FIGURE = re.compile(r"[\w-]{1,40}(\.[\w.+-]{1,60})?( [\w-]{1,40})?")
+"""A task, a set of one, or a reading of either."""
 ALIGNMENT = {"gradient_norm", "spread", "rank"}
 
 
@@ -63,6 +65,9 @@ def _fault(result: Mapping[str, Any]) -> str:
     seconds, weights = result["seconds"], result["layer_weights"]
     if set(seconds) != {"train", "evaluate"} or not all(map(_number, seconds.values())):
         return "seconds must be numbers, of train and evaluate"
+    odd = next((name for name in [*result["scores"], *result["tallies"]] if not FIGURE.fullmatch(name)), None)
+    if odd is not None:
+        return f"'{_short(odd)}' is no task, set of one or reading of it"
     for task, said in result["scores"].items():
         if not (isinstance(said, dict) and all(type(said.get(name)) in kinds for name, kinds in SCORE.items())):
             return f"scores.{_short(task)} must say {', '.join(SCORE)}"

@@ -8,7 +8,7 @@ from ..model.spec import build_config
 from ..train.assemble import model_settings
 from ..train.keys import nearest_key
 from ..train.recipe import Encoder, Model, load_recipe, shipped_recipes
-from .rows import Row, comm, encoder, mfm, pair, single
+from .rows import Row, comm, encoder, mfm, pair, single, single_name
 from .settings import Scale, StudyEncoder
 
 NO_MERGE = "pair, no merging"
@@ -45,12 +45,12 @@ def controls(scale: Scale) -> list[Row]:
 
 def with_mlp(scale: Scale, given: StudyEncoder) -> Row:
     """An encoder's last layer behind the MLP: whether the MLP, and not the vision-only encoder, makes the difference."""
-    return Row(f"{given.name} last + MLP", scale.model(encoder(given, given.last, align=scale.mlp)))
+    return Row(f"{single_name(given, given.last)} + MLP", scale.model(encoder(given, given.last, align=scale.mlp)))
 
 
 def without_mlp(scale: Scale, given: StudyEncoder) -> Row:
     """An encoder's last layer aligned by nothing but the projection."""
-    return Row(f"{given.name} last, linear", scale.model(encoder(given, given.last, align="identity")))
+    return Row(f"{single_name(given, given.last)}, linear", scale.model(encoder(given, given.last, align="identity")))
 
 
 def twice(scale: Scale, given: StudyEncoder) -> Row:

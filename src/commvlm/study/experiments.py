@@ -98,7 +98,9 @@ EXPERIMENTS: dict[str, Experiment] = {
     "controls": Experiment("Controls", "What else could explain the paper's gains?", controls),
     "peers": Experiment("Peers", "Other projects' visual halves under equal conditions", peers),
     "collapse": Experiment("Deep alignments", "Why do deep MLPs fail?", collapse, ("rec", "pope")),
-    "weights": Experiment("Learned layer weights", "Which layers does the model choose?", weights, ("rec", "pope")),
+    "weights": Experiment(
+        "Learned layer weights", "What weights do the merged layers learn?", weights, ("rec", "pope")
+    ),
 }
 """Figure 1 needs no training: it is drawn from the encoders alone."""
 

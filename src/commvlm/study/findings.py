@@ -7,11 +7,11 @@ from pathlib import Path
 
 from ..app.marks import write_between
 from .claims import F, Verdict, title_of
-from .report import verdicts_on
+from .report import intervals, verdicts_on
 from .results import Results, read_results
 from .runs import Places
 from .settings import Scale
-from .tables import LOSS, TITLES, adjusted_p, by_seed, cell, loss_cell
+from .tables import LOSS, TITLES, adjusted_p, by_seed, cell, loss_cell, titled
 
 COMMANDS = {
     "F1": "figure-2", "F2": "table-1 table-6 controls", "F3": "table-1 figure-3", "F4": "table-7 figure-2", "F5": "table-1",
@@ -36,10 +36,12 @@ def as_markdown(scale: Scale, results: Results, verdicts: Sequence[Verdict]) -> 
     every = len({key for row in results.rows.values() for key in row["runs"].values()})
     made = f"{world['train']:,} training and {world['test']:,} test scenes; " if world else ""
     parts = [
-        f"Scale {scale.name}: {made}{len(results.runs)} of {every} runs, {hours:.1f} core-hours; steps, data and "
-        "questions equal for every row. Differences in points (CIDEr times 100) with 95 % intervals over seeds and images, "
-        "paired. A verdict goes by its own interval; p is Holm's, over all claims that can be decided: only those under "
-        "0.05 stand when all are meant at once. Intervals of a row are symmetric and may pass 100.\n"
+        f"Scale {scale.name}: {made}{len(results.runs)} of {every} runs, {hours:.1f} hours one after another; steps, "
+        "data and questions equal for every row. Differences in points (CIDEr times 100) with 95 % intervals "
+        f"{intervals(results)}, paired. A verdict goes by its own interval; p is Holm's, over all claims that can be decided:"
+        " only those under 0.05 stand when all are meant at once. A command trains a finding's rows; its intervals and p are "
+        "those of all rows in the study's folder, for how far seeds lie apart is reckoned from all. Intervals of a row are "
+        "symmetric and may pass 100.\n"
     ]
     for name in F:
         own = [verdict for verdict in verdicts if verdict.claim.finding == name]
@@ -54,7 +56,7 @@ def _claims(verdicts: Sequence[Verdict]) -> str:
     lines = ["| claim | task | difference | by seed | p (Holm) | verdict |", "|---|---|---|---|---|---|"]
     for v in verdicts:
         said = f"**{v.word}**" + (f" ({v.why})" if v.why else "")
-        task = TITLES.get(v.claim.task, v.claim.task)
+        task = titled(v.claim.task)
         lines.append(f"| {v.claim.says} | {task} | {cell(v.estimate)} | {by_seed(v)} | {adjusted_p(v)} | {said} |")
     return "\n".join([*lines, ""])
 
@@ -62,7 +64,7 @@ def _claims(verdicts: Sequence[Verdict]) -> str:
 def _rows(results: Results) -> str:
     tasks = [task for task in TITLES if task in results.estimates]
     tasks += [task for task in results.estimates if task not in TITLES]
-    titles = [*(TITLES.get(task, task) for task in tasks), LOSS]
+    titles = [*map(titled, tasks), LOSS]
     lines = ["| row | seeds | " + " | ".join(titles) + " |", "|---|---|" + "---|" * len(titles)]
     for name in results.rows:
         if results.seeds(name):

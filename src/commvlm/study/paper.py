@@ -52,7 +52,8 @@ PAPER_WORDS: dict[str, str] = {
     "figure-3": "In the paper LLN-Layerscale over all layers is the best merge of both encoders; Mean(all) is above "
     "Mean(half) for CLIP and clearly below it for DINOv2.",
     "collapse": "The paper shows that deep MLPs fail and does not say why.",
-    "weights": "The paper does not report the learned weights.",
+    "weights": "The paper does not report the learned weights. Under LLN-Layerscale they do not say how much a layer is used:"
+    " each layer's linear map has a scale of its own, and one that is twice as large with half the weight gives the same.",
     "controls": "The paper has none of these rows.",
     "peers": "The paper compares with peers as they were trained, not under equal conditions.",
 }

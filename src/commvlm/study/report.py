@@ -19,15 +19,15 @@ from ..evaluate.predictions import read_predictions
 from ..evaluate.receipts import write_json
 from ..evaluate.tasks import Record
 from . import charts
-from .claims import F, Verdict, claims_of, judged, title_of
+from .claims import F, Verdict, claims_of, is_reading, judged, title_of
 from .controls import BLIND, RANDOM_TWIN
 from .experiments import EXPERIMENTS, Experiment, table_1
 from .paper import PAPER, PAPER_WORDS
 from .results import Results, costs, read_results
-from .rows import Row, comm
+from .rows import Row, comm, pair, single_name
 from .runs import Places
 from .settings import Scale
-from .tables import TITLES, as_csv, as_json, by_seed, latex, markdown, scores_of, verdicts_of
+from .tables import as_csv, as_json, by_seed, latex, markdown, scores_of, titled, verdicts_of
 
 BRANCHES = {"holds": "✓ holds", "reversed": "✗ reversed", "undecided": "? undecided"}
 
@@ -63,12 +63,12 @@ def write_report(places: Places, scale: Scale) -> Path:
             hours=sum(sum(r["seconds"].values()) for r in results.runs.values()) / 3600,
             findings=_findings(verdicts, scale),
             seeds=max(len(row["runs"]) for row in results.rows.values()) if results.rows else 0,
-            claims=len(verdicts),
+            claims=sum(v.adjusted is not None for v in verdicts),
+            intervals=intervals(results),
             sections=sections,
             words=BRANCHES,
-            titles=TITLES,
             learning=Markup(_learning(places, results, scale)),
-            shown=_gallery(places, results, comm(scale).name),
+            shown=_gallery(places, results, scale),
             receipts=_receipts(results),
             pictures=[_inline(path) for path in pictures],
             versions=next((result["versions"] for result in results.runs.values()), {}),
@@ -84,6 +84,12 @@ def verdicts_on(scale: Scale, results: Results) -> list[Verdict]:
     return judged(told, results.estimates)
 
 
+def intervals(results: Results) -> str:
+    """What intervals are over."""
+    several = any(results.seeds(name) > 1 for name in results.rows)
+    return "over seeds and images" if several else "over images alone, of one seed: they say nothing of others"
+
+
 def _environment() -> Environment:
     from jinja2 import PackageLoader
 
@@ -93,7 +99,7 @@ def _environment() -> Environment:
     )  # fmt: skip
     environment.filters["signed"] = lambda value: f"{value:+.1f}"
     style = (resources.files("commvlm.app") / "report.html").read_text(encoding="utf-8")
-    environment.globals["by_seed"] = by_seed
+    environment.globals |= {"by_seed": by_seed, "titled": titled}
     environment.globals["style"] = Markup(style[style.index("<style>") + 7 : style.index("</style>")])
     return environment
 
@@ -104,12 +110,18 @@ def _findings(verdicts: Sequence[Verdict], scale: Scale) -> list[dict[str, Any]]
     for name in F:
         own = [v for v in verdicts if v.claim.finding == name]
         if own:
-            counts = Counter(v.word for v in own)
-            said = ", ".join(f"{counts[word]} {word}" for word in BRANCHES if counts[word])
-            found.append(
-                {"name": name, "title": title_of(name, scale), "verdicts": own, "said": f"of {len(own)} claims: {said}"}
-            )
+            told = _counted([v for v in own if not is_reading(v.claim.task)])
+            beside = _counted([v for v in own if is_reading(v.claim.task)])
+            said = f"of {told}" + (f"; by REC's mean IoU, of {beside}" if beside else "")
+            found.append({"name": name, "title": title_of(name, scale), "verdicts": own, "said": said})
     return found
+
+
+def _counted(verdicts: Sequence[Verdict]) -> str:
+    """ "3 claims: 1 holds, 2 undecided"; nothing of none."""
+    counts = Counter(v.word for v in verdicts)
+    said = ", ".join(f"{counts[word]} {word}" for word in BRANCHES if counts[word])
+    return f"{len(verdicts)} claim{'s' if len(verdicts) > 1 else ''}: {said}" if verdicts else ""
 
 
 def _section(name: str, scale: Scale, results: Results, places: Places) -> dict[str, Any]:
@@ -117,7 +129,7 @@ def _section(name: str, scale: Scale, results: Results, places: Places) -> dict[
     experiment = EXPERIMENTS[name]
     rows = experiment.rows(scale)
     asked = experiment.tasks or scale.tasks
-    tasks = [name for task in asked for name in results.estimates if name.split()[0] == task]  # with its readings
+    tasks = list(dict.fromkeys(name for task in asked for name in results.estimates if _is_of(name, task)))
     taken = costs({row.name: row for row in rows}, places.root / "costs.json", runs=0)
     return {
         "name": name,
@@ -128,6 +140,12 @@ def _section(name: str, scale: Scale, results: Results, places: Places) -> dict[
         "paper": PAPER.get(name),
         "words": PAPER_WORDS.get(name, ""),
     }
+
+
+def _is_of(name: str, task: str) -> bool:
+    """Whether a figure is a task's, one of its sets', or a reading of either."""
+    named = name.split()[0]
+    return task in (named, named.split(".")[0])
 
 
 def _saved(chart: str, path: Path) -> str:
@@ -194,9 +212,10 @@ def _learning(places: Places, results: Results, scale: Scale) -> str:
     return _saved(charts.learning(losses), places.figures / "learning.svg") if losses else ""
 
 
-def _gallery(places: Places, results: Results, main: str) -> list[Any]:
+def _gallery(places: Places, results: Results, scale: Scale) -> list[Any]:
     """A dozen questions drawn by lot, the whole model's answers with the controls' beside them."""
-    beside = [name for name in results.rows if name != main and (name.startswith("COMM") or name.endswith(" last"))]
+    main, lasts = comm(scale).name, [single_name(given, given.last) for given in pair(scale)]
+    beside = [name for name in results.rows if name != main and (name.startswith("COMM") or name in lasts)]
     answers = {name: _answers(places, results, name) for name in [main, *beside]}
     if not answers.get(main):
         return []

@@ -61,9 +61,14 @@ def read_results(places: Places) -> Results:
     bare = Results(grid, runs)
     tasks = sorted({task for result in runs.values() for task in result["tallies"]})
     by_task = {}
+    names: dict[frozenset[str], list[str]] = {}  # of each set of runs: several rows may be names of one
+    for name, row in grid["rows"].items():
+        names.setdefault(frozenset(row["runs"].values()), []).append(name)
     for task in tasks:
-        tallies = {name: _tallies(bare, name, task) for name in grid["rows"]}
-        by_task[task] = estimates({name: found for name, found in tallies.items() if found})
+        tallies = {
+            name: found for alike in names.values() for found in [_tallies(bare, alike[0], task)] for name in alike
+        }
+        by_task[task] = estimates({name: tallies[name] for name in grid["rows"] if tallies[name]})
     return Results(grid, runs, by_task)
 
 

@@ -39,6 +39,11 @@ class StudyEncoder:
     weights: str = "checkpoint"
     merges: bool = True
 
+    @property
+    def one_layer(self) -> str:
+        """What `last` is called: "last layer", or "layer -2"."""
+        return "last layer" if self.last == -1 else f"layer {self.last}"
+
 
 @dataclass(frozen=True)
 class World:

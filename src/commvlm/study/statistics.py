@@ -1,11 +1,12 @@
 """What may be said of rows: means over seeds, 95 % intervals over seeds and images, differences on equal questions and seeds.
 
 One draw of the bootstrap takes images with replacement, the same ones for every row, so what makes an image hard for two rows
-cancels in their difference. Seeds are few, so they are not drawn: each draw adds an error of the mean over seeds,
+cancels in their difference. Seeds are few, so they are not drawn: to each draw belongs an error of the mean over seeds,
 t-distributed, with a variance that is the row's own drawn towards the usual one of all rows (a moderated t, Smyth 2004,
-doi:10.2202/1544-6115.1027, its prior's degrees of freedom fixed at PRIOR). Rows near 100 % hardly move from seed to seed and
-rows half way do, so what is usual is reckoned in logits: 100 p (1 - p) points each; of CIDEr, which has no ceiling, in shares
-of the row's own.
+doi:10.2202/1544-6115.1027, its prior's degrees of freedom fixed at PRIOR). That error is not drawn: its distribution is
+summed over the draws of images, so that ends of intervals and small p are not those of a few draws in its tails. Rows near
+100 % hardly move from seed to seed and rows half way do, so what is usual is reckoned in logits: 100 p (1 - p) points each;
+of CIDEr, which has no ceiling, in shares of the row's own.
 
 A seed settles the order of the data for every row, so a difference is taken seed by seed, and its variance is that of these
 differences. Two rows that differ by seed noise alone are then told apart in about 5 % of cases (6 at most) with two or three
@@ -19,9 +20,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
+from scipy.optimize import brentq
+from scipy.special import stdtr
 
 from .tallies import Tally
 
@@ -32,38 +36,58 @@ PRIOR = 2
 
 @dataclass(frozen=True)
 class Estimate:
-    """mean: over seeds and images. low, high: 95 %. p: two-sided, that it is zero (of differences). draws (d,).
+    """A row, or a difference of rows. seeds: seed -> its value. drawn: seed -> its value in each draw of images (d,).
+    error: of the mean over seeds; free: its degrees of freedom. unit: of seed noise, in points."""
 
-    seeds: seed -> its value. drawn: seed -> its value in each draw of images alone (d,). unit: of seed noise, in points.
-    """
-
-    mean: float
-    low: float
-    high: float
-    draws: np.ndarray
-    seeds: Mapping[int, float] = field(default_factory=dict)
-    drawn: Mapping[int, np.ndarray] = field(default_factory=dict)
+    seeds: Mapping[int, float]
+    drawn: Mapping[int, np.ndarray]
+    error: float
+    free: int
     unit: float = 1.0
 
-    @classmethod
-    def of(
-        cls, seeds: Mapping[int, float], drawn: Mapping[int, np.ndarray], *, error: float, noise: np.ndarray,
-        unit: float = 1.0,
-    ) -> Estimate:  # fmt: skip
-        """error: of the mean over seeds. noise (d,): standard, what it is multiplied with."""
-        draws = np.mean(list(drawn.values()), axis=0) + error * noise
-        low, high = np.percentile(draws, [2.5, 97.5])
-        return cls(float(np.mean(list(seeds.values()))), float(low), float(high), draws, seeds, drawn, unit)
+    @cached_property
+    def mean(self) -> float:
+        """Over seeds and images."""
+        return float(np.mean(list(self.seeds.values())))
+
+    @cached_property
+    def draws(self) -> np.ndarray:
+        """(d,) of images alone, the mean over seeds."""
+        return np.mean(list(self.drawn.values()), axis=0)
+
+    def below(self, value: float) -> float:
+        """The share of the distribution that lies below a value."""
+        if not self.error:
+            return float(((self.draws < value).mean() + (self.draws <= value).mean()) / 2)
+        return float(stdtr(self.free, (value - self.draws) / self.error).mean())
+
+    @cached_property
+    def low(self) -> float:
+        """The lower end of the 95 % interval."""
+        return self._quantile(0.025)
+
+    @cached_property
+    def high(self) -> float:
+        """The upper end of the 95 % interval."""
+        return self._quantile(0.975)
 
     @property
     def p(self) -> float:
-        """Two-sided, by the share of draws on the other side of zero; never below one over the number of draws."""
-        tail = min((self.draws <= 0).mean(), (self.draws >= 0).mean())
-        return float(min(1.0, max(2 * tail, 1 / len(self.draws))))
+        """Two-sided, that it is zero (of differences). Without an error between seeds never below one over the draws."""
+        tail = 2 * min(self.below(0.0), 1 - self.below(0.0))
+        return min(1.0, tail if self.error else max(tail, 1 / len(self.draws)))
+
+    def _quantile(self, share: float) -> float:
+        if not self.error:
+            return float(np.quantile(self.draws, share))
+        wide = 10 * self.error  # a t of two degrees, the fewest, ends at 4.3 of them
+        ends = self.draws.min() - wide, self.draws.max() + wide
+        return float(brentq(lambda value: self.below(value) - share, *ends, xtol=1e-6))  # type: ignore[arg-type]
 
 
 def estimates(rows: Mapping[str, Mapping[int, Tally]], *, draws: int = DRAWS, seed: int = 0) -> dict[str, Estimate]:
-    """Row -> its tallies of one task by seed -> row -> estimate; all of them drawn together.
+    """Row -> its tallies of one task by seed -> row -> estimate; all of them drawn together. Rows with one and the same
+    mapping of tallies are names of one run: they have one estimate, and count once.
 
     Raises ValueError where two tallies are not about the same images and questions.
     """
@@ -78,19 +102,22 @@ def estimates(rows: Mapping[str, Mapping[int, Tally]], *, draws: int = DRAWS, se
     rng = np.random.default_rng(seed)
     c = len(first.images)
     weights = rng.multinomial(c, np.full(c, 1 / c), size=draws).astype(np.float64)
-    values = {name: {s: tally.value() for s, tally in own.items()} for name, own in rows.items() if own}
+    first_name: dict[int, str] = {}
+    for name, own in rows.items():
+        if own:
+            first_name.setdefault(id(own), name)
+    values = {name: {s: tally.value() for s, tally in rows[name].items()} for name in first_name.values()}
     bounded = all((tally.sums <= tally.counts).all() for _, tally in every)
     units = {name: unit_of(float(np.mean(list(own.values()))), bounded=bounded) for name, own in values.items()}
     errors = seed_errors({name: np.asarray(list(own.values())) for name, own in values.items()}, units)
     found = {}
     for name, own in values.items():
         drawn = {s: tally.values(weights) for s, tally in rows[name].items()}
-        noise = _noise(seed, len(own), draws)
-        found[name] = Estimate.of(own, drawn, error=errors[name], noise=noise, unit=units[name])
-    return found
+        found[name] = Estimate(own, drawn, errors[name], PRIOR + len(own) - 1, units[name])
+    return {name: found[first_name[id(own)]] for name, own in rows.items() if own}
 
 
-def difference(rows: Mapping[str, Estimate], terms: Mapping[str, float], *, usual: float, seed: int = 0) -> Estimate:
+def difference(rows: Mapping[str, Estimate], terms: Mapping[str, float], *, usual: float) -> Estimate:
     """The sum of rows times their parts, seed by seed and draw by draw, over the seeds that all of them have.
 
     usual: `usual_variance` of the rows. Raises ValueError where they have no seed in common.
@@ -104,13 +131,7 @@ def difference(rows: Mapping[str, Estimate], terms: Mapping[str, float], *, usua
     own = float(np.var(list(values.values()), ddof=1)) * free if free else 0.0
     expected = usual * sum((part * rows[name].unit) ** 2 for name, part in terms.items())
     variance = (PRIOR * expected + own) / (PRIOR + free)
-    noise = _noise(seed, len(common), len(drawn[common[0]]))
-    return Estimate.of(values, drawn, error=math.sqrt(variance / len(common)), noise=noise)
-
-
-def _noise(seed: int, seeds: int, draws: int) -> np.ndarray:
-    """Standard errors of a mean over so many seeds: the same for all, so that two names of one run have one interval."""
-    return np.random.default_rng([seed, seeds]).standard_t(PRIOR + seeds - 1, draws)
+    return Estimate(values, drawn, math.sqrt(variance / len(common)), PRIOR + free)
 
 
 def seeds_of(rows: Mapping[str, Estimate], names: Iterable[str]) -> list[int]:
@@ -128,12 +149,12 @@ def unit_of(mean: float, *, bounded: bool) -> float:
 
 def usual_variance(rows: Mapping[str, Estimate]) -> float:
     """What a row gives, from seed to seed, to the variance of a difference, in its units squared: from the mean standard
-    deviation of the differences of every two rows (unbiased for its number of seeds). 0 where no two have two seeds in
-    common."""
+    deviation of the differences of every two rows (unbiased for its number of seeds), names of one run once. 0 where no two
+    have two seeds in common."""
     spreads = []
-    for one, other in itertools.combinations(rows, 2):
+    for one, other in itertools.combinations({id(row): name for name, row in rows.items()}.values(), 2):
         common = seeds_of(rows, (one, other))
-        if len(common) > 1 and rows[one].seeds != rows[other].seeds:  # not two names of one run
+        if len(common) > 1:
             gaps = [rows[one].seeds[s] - rows[other].seeds[s] for s in common]
             spreads.append(np.std(gaps, ddof=1) / _bias(len(common)) / math.hypot(rows[one].unit, rows[other].unit))
     return float(np.mean(spreads)) ** 2 if spreads else 0.0

@@ -12,6 +12,7 @@ from .claims import REC_IOU, Verdict, p_of
 from .results import Results
 from .rows import Row
 from .statistics import Estimate
+from .tallies import Tally
 
 TITLES = {
     "rec": "REC acc@0.5",
@@ -23,6 +24,14 @@ TITLES = {
 }
 LOSS = "training loss at the end, by seed"
 COSTS = ("parameters M", "GFLOPs", "tokens", "ms", "MB")
+
+
+def titled(task: str) -> str:
+    """A task, one set of it ("vqa.okvqa") or a reading of either, for people."""
+    named, _, reading = task.partition(" ")
+    family, _, own = named.partition(".")
+    whole = f"{family} {reading}".strip()
+    return TITLES.get(whole, whole) + (f", {own}" if own else "")
 
 
 @dataclass(frozen=True)
@@ -61,14 +70,14 @@ def scores_of(
         found = [cell(results.estimates.get(task, {}).get(row.name)) for task in tasks]
         shown = [row.name, str(results.seeds(row.name)), *found, loss_cell(results, row.name)]
         lines.append([*shown, *cost_cells(costs[row.name])])
-    return Table(title, ["row", "seeds", *(TITLES.get(task, task) for task in tasks), LOSS, *COSTS], lines)
+    return Table(title, ["row", "seeds", *map(titled, tasks), LOSS, *COSTS], lines)
 
 
 def verdicts_of(title: str, verdicts: Sequence[Verdict]) -> Table:
     """One line per claim."""
     lines = [
         [
-            f"{v.claim.finding}: {v.claim.says}", TITLES.get(v.claim.task, v.claim.task), v.claim.expect,
+            f"{v.claim.finding}: {v.claim.says}", titled(v.claim.task), v.claim.expect,
             cell(v.estimate), by_seed(v), f"{p_of(v.estimate, v.claim.expect):.3f}", adjusted_p(v),
             f"{v.word} ({v.why})" if v.why else v.word,
         ]
@@ -117,13 +126,18 @@ def latex(table: Table) -> str:
 
 
 def as_csv(results: Results) -> str:
-    """One line per run and task: row, seed, key, task, metric, value, n, seconds of training."""
+    """One line per run and figure of a task: row, seed, key, task, metric, value, n, seconds of training."""
     out = io.StringIO()
     writer = csv.writer(out)
     writer.writerow(["row", "seed", "key", "task", "metric", "rule", "value", "n", "unparsable", "train_seconds"])
     for name in results.rows:
         for seed, result in sorted(results.of_row(name).items()):
-            for task, score in sorted(result["scores"].items()):
+            scores = dict(result["scores"])
+            for reading in sorted(result["tallies"].keys() - scores.keys()):  # such as REC's overlap
+                task, metric = reading.split(" ", 1)
+                value = Tally.from_json(result["tallies"][reading]).value()
+                scores[reading] = {**scores[task], "metric": metric, "value": value}
+            for task, score in sorted(scores.items()):
                 writer.writerow(
                     [
                         name, seed, result["key"], task, score["metric"], score["rule"], score["value"], score["n"],

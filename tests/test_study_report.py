@@ -1,0 +1,89 @@
+"""What the report says of figures and claims, from results made by hand."""
+
+import csv
+import io
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from commvlm.study.claims import Claim, Verdict, claims_of
+from commvlm.study.controls import with_mlp, without_mlp
+from commvlm.study.report import _counted, _findings, _is_of, intervals
+from commvlm.study.results import Results
+from commvlm.study.rows import pair, single_name
+from commvlm.study.settings import load_scale
+from commvlm.study.statistics import Estimate
+from commvlm.study.tables import as_csv, titled
+
+SCORE = {"metric": "acc@0.5", "rule": "standard", "value": 75.0, "n": 4, "unparsable": 1}
+TALLY = {"images": ["a", "b"], "groups": [""], "sums": [[1.2], [0.8]], "counts": [[2], [2]]}
+RUN = {
+    "key": "k", "seconds": {"train": 2.0, "evaluate": 1.0}, "scores": {"rec": SCORE},
+    "tallies": {"rec": {**TALLY, "sums": [[2.0], [1.0]]}, "rec mean_iou": TALLY},
+}  # fmt: skip
+
+
+def test_the_csv_has_every_figure_that_verdicts_rest_on():
+    """REC's overlap too: (1.2 + 0.8) / 4."""
+    lines = list(csv.DictReader(io.StringIO(as_csv(Results({"rows": {"clip 8": {"runs": {"0": "k"}}}}, {"k": RUN})))))
+    assert [(line["task"], line["metric"], float(line["value"])) for line in lines] == [
+        ("rec", "acc@0.5", 75.0), ("rec mean_iou", "mean_iou", 50.0)
+    ]  # fmt: skip
+    assert {line["n"] for line in lines} == {"4"}
+
+
+@pytest.mark.parametrize(
+    ("task", "said"),
+    [
+        ("rec", "REC acc@0.5"), ("rec mean_iou", "REC mean IoU"), ("vqa.okvqa", "VQA accuracy, okvqa"),
+        ("rec.refcocog-test mean_iou", "REC mean IoU, refcocog-test"), ("new", "new"),
+    ],
+)  # fmt: skip
+def test_a_set_of_a_task_is_called_by_both(task, said):
+    assert titled(task) == said
+
+
+def test_a_scale_that_scores_sets_has_every_claim_on_each():
+    scale = load_scale("micro")
+    whole = claims_of(scale)
+    sets = claims_of(replace(scale, tasks=["rec.val", "rec.test", "reg", "pope", "vqa", "caption"]))
+    on = lambda claims, task: [(c.finding, c.says) for c in claims if c.task == task]  # noqa: E731
+    assert {c.finding for c in whole if c.task == "rec"} == {"F1", "F2", "F3", "F4", "F5", "C"}
+    for name in ("rec", "rec mean_iou"):
+        for one in ("rec.val", "rec.test"):
+            assert on(sets, name.replace("rec", one)) == on(whole, name)
+    assert on(sets, "pope") == on(whole, "pope")
+    assert _is_of("rec.val mean_iou", "rec")
+    assert _is_of("rec.val mean_iou", "rec.val")
+    assert not _is_of("rec.val mean_iou", "reg")
+
+
+def test_the_layer_that_stands_for_one_is_called_by_its_number_where_it_is_not_the_last():
+    scale = load_scale("analysis")
+    first, second = pair(scale)
+    assert (single_name(first, first.last), single_name(second, second.last)) == ("clip -2", "dinov2 last")
+    assert with_mlp(scale, first).name == "clip -2 + MLP"
+    assert without_mlp(scale, second).name == "dinov2 last, linear"
+    said = {claim.says: claim for claim in claims_of(scale)}
+    assert said["clip: all levels merged above its layer -2"].terms == {"clip lln-layerscale all": 1.0, "clip -2": -1.0}
+    assert "dinov2 above clip, last layer against layer -2" in said
+    assert "mae above clip, last layer each" in {claim.says for claim in claims_of(load_scale("micro"))}
+
+
+def verdict(task: str, word: str) -> Verdict:
+    draws = {0: np.zeros(3)}
+    return Verdict(Claim("F1", "says", task, {}), Estimate({0: 0.0}, draws, 0.0, 2), word, None, 2)
+
+
+def test_two_figures_of_one_comparison_are_counted_apart():
+    verdicts = [verdict("rec", "undecided"), verdict("rec mean_iou", "holds"), verdict("pope", "undecided")]
+    (found,) = _findings(verdicts, load_scale("micro"))
+    assert found["said"] == "of 2 claims: 2 undecided; by REC's mean IoU, of 1 claim: 1 holds"
+    assert _counted([]) == ""
+
+
+def test_intervals_of_one_seed_are_called_so():
+    rows = {"clip 8": {"runs": {"0": "k", "1": "l"}}}
+    assert "images alone" in intervals(Results({"rows": rows}, {"k": RUN}))
+    assert intervals(Results({"rows": rows}, {"k": RUN, "l": RUN})) == "over seeds and images"
