@@ -101,6 +101,27 @@ class TestWhatLearns:
         with pytest.raises(RecipeError, match=said):
             check(replace(recipe, train=replace(recipe.train, stages=[stage])))
 
+    @pytest.mark.parametrize(
+        ("lora", "options", "said"),
+        [
+            ({"dropout": 0.1}, {"checkpointing": True}, "lora.dropout with train.engine fsdp and train.checkpointing"),
+            ({"parts": ["language_model", "encoders"]}, {"checkpointing": True}, "adapters in encoders do not go with"),
+            ({"bits": 4}, {}, "lora.bits 4 is for train.engine ddp: fsdp cannot"),
+        ],
+    )
+    def test_what_fsdp_would_train_wrongly_or_not_save_is_refused(self, small, lora, options, said, monkeypatch):
+        monkeypatch.setattr("commvlm.train.run.check_bits", lambda bits: None)  # bitsandbytes may not be there
+        recipe = small()
+        stage = recipe.train.stages[0]
+        trains = {**stage.trains, **dict.fromkeys(lora.get("parts", ()), 1e-3)}
+        stage = replace(stage, trains=trains, lora=Lora(rank=4, **lora))
+        train_ = replace(recipe.train, stages=[stage], engine="fsdp", **options)
+        with pytest.raises(RecipeError, match=said):
+            check(replace(recipe, train=train_), count=2)
+        check(replace(recipe, train=replace(train_, engine="ddp")), count=2)
+        if options:
+            check(replace(recipe, train=replace(train_, checkpointing=False)), count=2)
+
     def test_layers_that_there_are_not_are_refused(self, small):
         model, _ = assemble(small().model)
         with pytest.raises(RecipeError, match="no layer 'q_porj'; layers: all-linear, down_proj, gate_proj, k_proj"):

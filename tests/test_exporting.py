@@ -191,11 +191,17 @@ def test_the_card_says_what_it_is_and_what_it_scored(exported):
     ast.parse(example[1])
 
 
-def test_without_code_and_in_half_precision(run, tmp_path):
+def test_without_code_and_in_half_precision(run, images, tmp_path):  # noqa: F811
     out = export(run / "model", tmp_path / "half", Export("half", dtype="bf16", code=False))
     assert not list(out.glob("*.py"))
     assert "auto_map" not in (out / "config.json").read_text() + (out / "processor_config.json").read_text()
     assert {tensor.dtype for tensor in load_file(out / "model.safetensors").values()} == {torch.bfloat16}
+    batch, half, _ = asked(out, images[0])
+    assert {p.dtype for p in half.parameters()} == {torch.bfloat16}
+    _, whole, _ = asked(run, images[0])
+    with torch.inference_mode():
+        one, other = half(**batch).logits.float(), whole(**batch).logits
+    assert float((one - other).norm() / other.norm()) < 0.03  # eight bits, layer after layer
     assert "import commvlm" in (out / "README.md").read_text()
     assert "Scores" not in (out / "README.md").read_text()
     scored = export(run, tmp_path / "scored", Export("half", dtype="bf16"))

@@ -13,6 +13,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import torch
 from PIL import Image
+from tokenizers.processors import TemplateProcessing
 from transformers import (
     CLIPImageProcessor,
     CLIPVisionConfig,
@@ -135,6 +136,29 @@ def check_batches(model, processor, examples) -> None:
 
 def test_a_llava_answers_alike_in_any_batch(llava, examples):
     check_batches(*load_library_model(llava), examples)
+
+
+@pytest.mark.parametrize("template", [TEMPLATE, "{{ bos_token }}" + TEMPLATE], ids=["no BOS", "BOS"])
+def test_a_prompt_begins_once_whoever_writes_its_beginning(template, llava, examples):
+    """The tokenizer puts BOS before every text, as Llama's and Gemma's do."""
+    model, processor = load_library_model(llava)
+    processor.chat_template = template.replace("IMAGE", "<image>")
+    tokenizer = processor.tokenizer
+    begin = (tokenizer.bos_token, tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="$0", special_tokens=[])
+    plain = tokenizer("a")["input_ids"]
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single=f"{begin[0]} $0", special_tokens=[begin])
+    assert tokenizer("a")["input_ids"] == [begin[1], *plain]
+    seen = []
+    generate = model.generate
+
+    def spy(**inputs):
+        seen.extend((inputs["input_ids"] == begin[1]).sum(1).tolist())
+        return generate(**inputs)
+
+    model.generate = spy
+    LibraryAnswerer(model, processor, max_new_tokens=1, batch_size=4)(examples)
+    assert seen == [1] * len(examples)
 
 
 @pytest.mark.parametrize("version", ["2", "2.5"])

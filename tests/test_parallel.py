@@ -6,6 +6,7 @@ import json
 import random
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -23,17 +24,19 @@ from ranks import (
 )
 from safetensors.torch import load_file
 from transformers import TrainingArguments
+from transformers.integrations import deepspeed
 
 from commvlm.data.collate import Collator
 from commvlm.data.dialogue import image_id_of
 from commvlm.data.example import Example, Turn
 from commvlm.train.assemble import assemble
+from commvlm.train.features import store_recipe
 from commvlm.train.imageless import EveryBranch
 from commvlm.train.keys import RecipeError
 from commvlm.train.parts import settle_parts
 from commvlm.train.recipe import Stage
 from commvlm.train.run import check
-from commvlm.train.sharded import check_sharded
+from commvlm.train.sharded import check_sharded, gathered
 from commvlm.train.stage import arguments, shared_out
 from commvlm.train.trainer import checkpoints
 
@@ -148,6 +151,45 @@ class TestFullySharded:
         assert set(found) == set(expected)
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, atol=2e-4, rtol=1e-3, msg=lambda t, n=name: f"{n}: {t}")
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("merge", ["lln-layerscale", "mean"])  # with weights behind the encoders, and without any
+    def test_in_bfloat16_is_near_ddp_and_its_loss_is_not_rounded(self, world, small, tmp_path, merge):
+        """Encoders in the loop, and their features from a store in their place."""
+        only = ["--train.precision", "bf16"]
+        for encoder, align in (("clip", "identity"), ("dinov2", "identity")):
+            only += [f"--model.encoders.{encoder}.merge", merge, f"--model.encoders.{encoder}.align", align]
+        store_recipe(small(*only), tmp_path / "features", kept="bf16")
+        found = {}
+        for name, engine, features in (("ddp", "ddp", []), ("fsdp", "fsdp", []), ("stored", "fsdp", ["features"])):
+            given = ["--train.features", str(tmp_path / "features")] if features else []
+            argv = command(world, tmp_path / name, *only, *given, "--train.engine", engine)
+            run(argv, tmp_path / f"{name}-said", count=2)
+            found[name] = losses(tmp_path / name)
+        for name in ("fsdp", "stored"):
+            assert found[name][0] == pytest.approx(
+                found["ddp"][0], rel=0.015
+            )  # FSDP's residual stream is in bfloat16 too
+            assert found[name] == pytest.approx(found["ddp"], rel=0.08)
+            assert any(loss != float(torch.tensor(loss).bfloat16()) for loss in found[name])
+
+    def test_zero_3_is_over_when_the_model_is_gathered(self, small):
+        """While the library knows of it, every model that is made is shared out, by a package that is not here."""
+
+        class Zero3:
+            is_zero3 = staticmethod(lambda: True)
+
+        model, _ = assemble(small().model)
+        state, keeps = model.state_dict(), Zero3()
+        deepspeed.set_hf_deepspeed_config(keeps)
+        accelerator = SimpleNamespace(get_state_dict=lambda engine: state)
+        trainer = SimpleNamespace(is_deepspeed_enabled=True, deepspeed=None, model=model, accelerator=accelerator)
+        try:
+            assert deepspeed.is_deepspeed_zero3_enabled()
+            found = gathered(trainer, None)
+        finally:
+            deepspeed.unset_hf_deepspeed_config()
+        assert all(torch.equal(found.state_dict()[name], tensor) for name, tensor in state.items())
 
     def test_that_did_not_happen_is_an_error(self):
         with pytest.raises(RuntimeError, match=r"FSDP did not shard 2 parameters \(first: weight"):

@@ -235,7 +235,8 @@ REFUSED = {
     "truncated": (chat(link(png(64, 64, zlib.compress(bytes(100)))), TEXT), 400, "damaged"),
     "box without image": (chat({"type": "box", "box": [1, 2, 3, 4]}, TEXT), 400, "needs an image"),
     "odd box": (chat({"type": "box", "box": [1, 2, 3]}, TEXT), 400, "box"),
-    "too long": (chat({"type": "text", "text": "star " * 5000}), 400, "tokens"),
+    "too long": (chat({"type": "text", "text": "star " * 5000}), 400, "tokens and its answer"),
+    "far too long": (chat({"type": "text", "text": "star " * 50_000}), 400, "characters, the model takes"),
 }  # fmt: skip
 
 

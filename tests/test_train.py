@@ -7,6 +7,7 @@ import gc
 import json
 import resource
 import shutil
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -339,6 +340,20 @@ class TestStages:
         one, two = weights_of(tmp_path / "one"), weights_of(tmp_path / "two")
         moved = {name for name in one if not torch.equal(one[name], two[name])}
         assert moved == {name for name in one if ".merge." in name}
+
+    def test_the_firsts_optimizer_is_gone_before_the_second_begins(self, small, tmp_path, monkeypatch):
+        """Its states would stand beside the second's: eight bytes a number that was trained."""
+        optimizers: list[Any] = []
+
+        def staged(*args: Any, **kwargs: Any) -> Any:
+            assert [one() for one in optimizers] == [None] * len(optimizers)
+            trainer = run_stage(*args, **kwargs)
+            optimizers.append(weakref.ref(trainer.optimizer))
+            return trainer
+
+        monkeypatch.setattr("commvlm.train.run.run_stage", staged)
+        train(small(stages=[*one_stage(), *one_stage(name="second"), *one_stage(name="third")]), tmp_path / "run")
+        assert len(optimizers) == 3
 
     def test_weights_of_sources_are_the_stages_own(self, small):
         recipe = small(stages=[*one_stage(weights={"rec": 0, "reg": 0, "vqa": 0, "caption": 0}), *one_stage(name="b")])

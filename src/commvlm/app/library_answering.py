@@ -75,7 +75,12 @@ class LibraryAnswerer:
         opened = {path: open_image(path) for path in dict.fromkeys(e.image for e in examples if e.image is not None)}
         images = [[opened[e.image]] for e in examples if e.image is not None]
         texts = [self.prompt(e, None if e.image is None else opened[e.image]) for e in examples]
-        given = {"images": images} if images else {}
+        given: dict[str, Any] = {"images": images} if images else {}
+        bos = self.processor.tokenizer.bos_token
+        if bos and all(
+            text.startswith(bos) for text in texts
+        ):  # the template's own; the tokenizer would put a second one
+            given["add_special_tokens"] = False
         batch = self.processor(text=texts, padding=True, return_tensors="pt", **given).to(self.device)
         autocast = torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
         with autocast:

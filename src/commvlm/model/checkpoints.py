@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
+from transformers.utils import cached_file
 
 from .names import nearest
 
@@ -106,16 +107,32 @@ def _from_facts(name: str) -> Checkpoint:
 
 
 def _image_statistics(name: str) -> tuple[Triple | None, Triple | None]:
-    """mean and std from a checkpoint's preprocessor_config.json; None, None when it has none at hand."""
+    """mean and std from a checkpoint's preprocessor_config.json (a folder's, the hub cache's, or the hub's); None, None when
+    it has none. Raises CheckpointError for one that is no JSON object."""
+    file = _at_hand_or_fetched(name, "preprocessor_config.json")
+    if file is None:
+        return None, None
+    try:
+        settings = json.loads(Path(file).read_text(encoding="utf-8"))
+        return settings.get("image_mean"), settings.get("image_std")
+    except (ValueError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"checkpoint {name!r}: its preprocessor_config.json is no JSON object") from error
+
+
+def _at_hand_or_fetched(name: str, file: str) -> str | None:
+    """A folder's file, or the hub's; None where there is none, or the hub cannot be asked. What was once found, or found not
+    to be there, is not asked for again."""
     from huggingface_hub import try_to_load_from_cache
 
-    file: Any = Path(name) / "preprocessor_config.json"
-    if not Path(name).is_dir():
-        file = try_to_load_from_cache(name, "preprocessor_config.json")
-    if not isinstance(file, str | Path) or not Path(file).is_file():
-        return None, None
-    settings = json.loads(Path(file).read_text(encoding="utf-8"))
-    return settings.get("image_mean"), settings.get("image_std")
+    if Path(name).is_dir():
+        return str(Path(name) / file) if (Path(name) / file).is_file() else None
+    known: Any = try_to_load_from_cache(name, file)
+    if known is None:
+        known = cached_file(
+            name, file, _raise_exceptions_for_gated_repo=False, _raise_exceptions_for_missing_entries=False,
+            _raise_exceptions_for_connection_errors=False,
+        )  # fmt: skip
+    return known if isinstance(known, str) else None
 
 
 def _first_line(error: Exception) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_outputs import BaseModelOutput
@@ -64,8 +65,10 @@ class CommVisionModel(PreTrainedModel):
     def __init__(self, config: CommVisionConfig):
         super().__init__(config)
         branches: list[Branch] = config.make_branches() if config.branches else []
-        for name in config.names:
-            self.add_module(f"enc_{name}", new_encoder(config.encoder_config(name)))
+        for (
+            name
+        ) in config.names:  # in the dtype that this model is made in, whatever the encoder's own config was saved with
+            self.add_module(f"enc_{name}", new_encoder(config.encoder_config(name), dtype=torch.get_default_dtype()))
         self.branches = nn.ModuleDict(dict(zip(config.names, branches, strict=True)))
         self.fuse = make_fuse(config.fuse, branches)  # type: ignore[arg-type]
         self.reduce = make_reduce(config.reduce, self.fuse.out)  # type: ignore[arg-type]
@@ -139,7 +142,10 @@ class CommVisionModel(PreTrainedModel):
 
     def stored_tokens(self, setting: dict[str, Any], states: Tensor, off: frozenset[int]) -> Tensor:
         """One branch whose encoder ran before: states (images, layers, N, d) -> (images, n, d)."""
-        dtype = self.encoder(setting["name"]).dtype
+        weights = [*self.branches.parameters(), *self.fuse.parameters(), *self.encoder(setting["name"]).parameters()]
+        first = next(p for p in weights if p.is_floating_point())
+        # Shards of an encoder that is not run are not what the others compute in; FSDP's root has cast the states to that.
+        dtype = states.dtype if isinstance(first, DTensor) else first.dtype
         return self.branches[setting["name"]]([state.to(dtype) for state in states.unbind(1)], off)
 
     def forward(self, pixel_values: Tensor, knock_out: KnockOut | None = None, **kwargs: Any) -> BaseModelOutput:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import time
@@ -73,7 +74,29 @@ def check(recipe: Recipe, *, count: int = 1) -> None:
             raise RecipeError(
                 f"stage {stage.name!r}: encoders cannot learn where train.features is read in their place"
             )
+        _check_engine(stage, recipe.train)
         shared_out(stage, count)
+
+
+def _check_engine(stage: Stage, train: Train) -> None:
+    """Raises RecipeError for adapters that an engine would train wrongly, or could not save."""
+    lora, again = stage.lora, train.engine == "fsdp" and train.checkpointing
+    if not lora.rank:
+        return
+    if lora.bits == 4 and train.engine != "ddp":
+        raise RecipeError(
+            f"stage {stage.name!r}: lora.bits 4 is for train.engine ddp: {train.engine} cannot share 4-bit weights out"
+        )
+    if again and lora.dropout:
+        raise RecipeError(
+            f"stage {stage.name!r}: lora.dropout with train.engine fsdp and train.checkpointing would draw other masks when "
+            "activations are computed again; set lora.dropout 0, or train.checkpointing false"
+        )
+    if again and "encoders" in lora.parts:
+        raise RecipeError(
+            f"stage {stage.name!r}: adapters in encoders do not go with train.engine fsdp and train.checkpointing; set "
+            "train.checkpointing false, or take ddp"
+        )
 
 
 def check_extras(train: Train) -> None:
@@ -141,6 +164,10 @@ def _train(recipe: Recipe, out: Path, weights: str) -> None:
                     discard(old)
         if whole is not model and (first or stage is not recipe.train.stages[-1]):
             model = CommForConditionalGeneration.from_pretrained(folder / "model")
+        del trainer, whole, adapters  # this stage's optimizer and gradients would stay beside the next one's
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
     with together():
         if first:
             _finish(recipe, out, model, processor, parts, seconds=time.monotonic() - began)

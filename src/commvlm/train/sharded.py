@@ -10,8 +10,9 @@ from accelerate.state import AcceleratorState
 from accelerate.utils import FullyShardedDataParallelPlugin
 from accelerate.utils.fsdp_utils import get_module_class_from_name
 from torch import nn
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from torch.distributed.tensor import DTensor
+from transformers.integrations.deepspeed import unset_hf_deepspeed_config
 
 from ..model.modeling import CommForConditionalGeneration
 from .adapters import Adapters
@@ -30,15 +31,16 @@ def fsdp_config(model: CommForConditionalGeneration, *, checkpointing: bool) -> 
 
 
 def settle_state(trainer: Any) -> None:
-    """accelerate makes FSDP on accelerators only and on CPUs silently falls back to DDP; torch shards on CPUs as well."""
+    """accelerate makes FSDP on accelerators only and on CPUs silently falls back to DDP; torch shards on CPUs as well. In
+    bfloat16 it would also sum gradients over processes, and give the loss, in that; here both are in fp32, as in DDP."""
     state: Any = trainer.accelerator.state
-    if state.distributed_type != DistributedType.MULTI_CPU:
-        return
-    plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
-    if state._mixed_precision != "no":
-        plugin.set_mixed_precision(state._mixed_precision)
-    AcceleratorState._shared_state.update(distributed_type=DistributedType.FSDP, fsdp_plugin=plugin)
-    trainer.is_fsdp_enabled = True
+    if state.distributed_type == DistributedType.MULTI_CPU:
+        plugin = FullyShardedDataParallelPlugin(**trainer.args.fsdp_plugin_args)
+        AcceleratorState._shared_state.update(distributed_type=DistributedType.FSDP, fsdp_plugin=plugin)
+        trainer.is_fsdp_enabled = True
+    if state._mixed_precision == "bf16":
+        policy = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        state.fsdp_plugin.mixed_precision_policy = policy
 
 
 def check_sharded(model: nn.Module) -> None:
@@ -60,6 +62,7 @@ def gathered(trainer: Any, adapters: Adapters | None) -> CommForConditionalGener
     state = {}
     if trainer.is_deepspeed_enabled:
         state = trainer.accelerator.get_state_dict(trainer.deepspeed) or {}
+        unset_hf_deepspeed_config()  # with it the library shares out every model that is made from here on
     else:
         for name, tensor in model.state_dict().items():
             full = whole(tensor)

@@ -90,7 +90,10 @@ class StageTrainer(Trainer):
 
     def training_step(self, model: nn.Module, inputs: dict[str, Any], num_items_in_batch: Any = None) -> torch.Tensor:
         self._tokens += inputs["input_ids"].numel()
-        loss = super().training_step(model, inputs, num_items_in_batch)
+        number = (
+            None if num_items_in_batch is None else int(num_items_in_batch)
+        )  # FSDP would round a tensor to bfloat16
+        loss = super().training_step(model, inputs, number)  # type: ignore[arg-type]
         self._step_loss = self._step_loss + loss
         return loss
 

@@ -17,6 +17,11 @@ from ..answering import Answerer
 from .limits import Limits, Refusal
 from .messages import Dialogue
 
+CHARACTERS = 32
+"""A token's at the very most, on average over a text: more than that is not even counted in tokens."""
+UNSTATED = 32_768
+"""Tokens that a language model is held to take where it does not say."""
+
 
 @dataclass(frozen=True)
 class Asked:
@@ -32,7 +37,7 @@ class Asked:
 
 def prepare(dialogue: Dialogue, answerer: Answerer, *, limits: Limits, tokens: int | None) -> Asked:
     """tokens: of the answer; None for as many as there is room for, within the limits. Raises Refusal (400) for an image that
-    cannot be read, text that spells a special token, and a conversation that is too long."""
+    cannot be read, text that spells a special token, and a conversation that is too long: by far, and it is not tokenised."""
     if tokens is not None and tokens > limits.tokens:
         raise Refusal(
             400,
@@ -40,6 +45,9 @@ def prepare(dialogue: Dialogue, answerer: Answerer, *, limits: Limits, tokens: i
             code="invalid_request",
             field="max_tokens",
         )
+    written = len(dialogue.system) + sum(len(turn.question) + len(turn.answer) for turn in dialogue.turns)
+    if written > CHARACTERS * (answerer.longest or UNSTATED):
+        raise _too_long(f"{written} characters", answerer.longest or UNSTATED)
     collator = dataclasses.replace(answerer.collator, max_length=None)
     image = None if dialogue.image is None else Path(hashlib.sha256(dialogue.image).hexdigest())
     example = Example("messages", "dialogue", image, dialogue.turns)
@@ -61,10 +69,10 @@ def _room(length: int, tokens: int | None, longest: int | None, limit: int) -> i
     if longest is None:
         return tokens or limit
     if length + (tokens or 1) > longest:
-        raise Refusal(
-            400,
-            f"the conversation has {length} tokens and its answer at least {tokens or 1}, the model takes {longest} in all",
-            code="context_length_exceeded",
-            field="messages",
-        )
+        raise _too_long(f"{length} tokens and its answer at least {tokens or 1}", longest)
     return tokens or min(limit, longest - length)
+
+
+def _too_long(what: str, longest: int) -> Refusal:
+    said = f"the conversation has {what}, the model takes {longest} tokens in all"
+    return Refusal(400, said, code="context_length_exceeded", field="messages")
