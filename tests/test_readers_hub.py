@@ -157,10 +157,28 @@ def test_datasets_of_boxes(folder, tmp_path):
     assert first.turns[0].question == "What color?"
     assert first.turns[0].answer_boxes == (((1, 2, 4, 6),),)
     assert second.facts == {"width": 8, "height": 6}
+    middle = read("datasets", images=tmp_path, dataset=folder, **options | {"boxes": "cxcywh-pixels"}, faults=Faults())
+    assert middle[0].turns[0].answer_boxes == (((1 - 3 / 2, 2 - 4 / 2, 1 + 3 / 2, 2 + 4 / 2),),)
+    several = options | {"columns": {"box": "bbox", "answer": "answers"}, "faults": Faults()}
+    asked = read("datasets", images=tmp_path, dataset=folder, **several)
+    assert [(e.id, e.turns[0].question) for e in asked] == [("set:0:0", "red"), ("set:0:1", "rot"), ("set:1", "blue")]
+    reg, _ = read("datasets", images=tmp_path, dataset=folder, **several | {"task": "reg"})
+    assert (reg.turns[0].answer, reg.references) == ("red", ("red", "rot", "red"))
     with pytest.raises(ValueError, match="there is no role 'boxes'"):
         read("datasets", images=tmp_path, dataset=folder, **options | {"columns": {"boxes": "bbox"}})
     with pytest.raises(ValueError, match="there is no task 'recc'"):
         read("datasets", images=tmp_path, dataset=folder, task="recc")
+
+
+def test_vqav2_as_the_hub_has_it(tmp_path):
+    """Ten objects a question, each with an annotator's answer."""
+    said = ["red"] * 7 + ["pink"] * 3
+    answers = [{"answer": text, "answer_confidence": "yes", "answer_id": k} for k, text in enumerate(said, 1)]
+    rows = {"image": ["a.png"], "question": ["What color?"], "answers": [answers], "question_id": [4]}
+    datasets.Dataset.from_dict(rows).save_to_disk(str(tmp_path / "set"))
+    columns = {"id": "question_id"}
+    (example,) = read("datasets", images=tmp_path, dataset=tmp_path / "set", task="vqa", columns=columns)
+    assert (example.id, example.turns[0].answer, example.references) == ("4", "red", tuple(said))
 
 
 def test_datasets_of_dialogues_and_named_images(tmp_path):

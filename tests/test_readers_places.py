@@ -365,6 +365,12 @@ def lines(tmp_path, format, rows, **options):
     return read(format, images=tmp_path, annotations=put(tmp_path / "lines.jsonl", rows), **options)
 
 
+def test_shikras_sentences_without_a_marked_phrase(tmp_path):
+    row = {"id": "1_0", "image_id": "1", "boxes": [], "boxes_seq": [], "sentence": "Nobody is there."}
+    (example,) = lines(tmp_path, "shikra-spotting", [row])
+    assert (example.turns[0].answer, example.turns[0].answer_boxes) == ("Nobody is there.", ())
+
+
 def test_shikras_spotting(tmp_path):
     row = {
         "id": 1, "image_id": "1000092795", "boxes": [[1, 2, 3, 4], [5, 6, 7, 8], [0, 0, 9, 9]],
@@ -457,6 +463,14 @@ def test_vcr(tmp_path):
     )
     assert reason.turns[0].answer == "The answer is (B)."
     assert (plain.task, reason.references, reason.image) == ("vcr", ("B",), tmp_path / "movie" / "a.jpg")
+    own = {name: value for name, value in row.items() if name != "boxes"} | {"metadata_fn": "movie/a.json"}
+    with pytest.raises(ValueError, match=r"lines.jsonl:1: has no boxes, and its metadata_fn movie/a.json is not among"):
+        lines(tmp_path, "vcr", [own])
+    (tmp_path / "movie").mkdir()
+    (tmp_path / "movie" / "a.json").write_text(json.dumps({"boxes": row["boxes"], "names": ["person", "dog"]}))
+    assert lines(tmp_path, "vcr", [own], view="q-ra")[0].turns == plain.turns
+    with pytest.raises(ValueError, match="is not inside the folder of images"):
+        lines(tmp_path, "vcr", [own | {"metadata_fn": "../a.json"}])
     for change in ({"answer_label": 4}, {"question": ["Why", [2]]}, {"question": "Why"}, {"boxes": [[1, 2, 3]]}):
         with pytest.raises(ValueError, match=r"^lines\.jsonl:1: has"):
             lines(tmp_path, "vcr", [row | change])

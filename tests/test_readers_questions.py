@@ -162,9 +162,11 @@ def test_shikras_questions(tmp_path):
 
     caption = lines("shikra-caption", {"img_path": "a.jpg", "caption": " A cup. "})
     assert (caption.task, caption.turns[0].answer, caption.image) == ("caption", "A cup.", tmp_path / "a.jpg")
-    row = {"file_path": "a.jpg", "question": "Why?", "explanation": ["It is red", "x"], "multiple_answers": "red"}
+    row = {"file_path": "a.jpg", "question": "Why?", "explanation": ["It is red", 0.83], "multiple_answers": "red"}
     explained = lines("shikra-vqa-e", row)
     assert (explained.task, explained.turns[0].answer) == ("cot", "It is red. So the answer is red.")
+    with pytest.raises(ValueError, match=r"lines.jsonl:1: has explanation 0.83, it must begin with a text"):
+        lines("shikra-vqa-e", row | {"explanation": [0.83]})
     row = {"file_path": "a.jpg", "question": "Why?", "justification": ["red.", "hot."], "multiple_choice_answer": "no"}
     justified = lines("shikra-vqa-x", row)
     assert (justified.turns[0].answer, justified.references) == ("red. hot. So the answer is no.", ("no",))

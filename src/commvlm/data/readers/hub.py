@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from .refer import referring
 from .sharegpt import dialogue_of
 
 ROLES = ("image", "question", "answer", "answers", "conversations", "box", "id")
+REFER = ("rec", "reg", "gc")
 _ENDINGS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
 
 
@@ -29,10 +31,12 @@ def read_hub(
     columns: dict[str, str] | None = None, boxes: str = "xyxy-pixels",
 ) -> Read:  # fmt: skip
     """One example a row. task: "dialogue" (column conversations), "caption" (answer), "rec", "reg", "gc" (answer: the
-    expression, and box), or any with a question and an answer.
+    expression, and box), or any with a question and an answer. Several expressions of a row are as many questions of rec, and
+    references of one of reg or gc.
 
     columns: role -> column's name, where they differ; roles: image, question, answer, answers, conversations, box, id. A list
-    in answer or answers gives the references, and the most frequent is the answer. split: of a folder that has several: the
+    in answer or answers (of texts, or VQAv2's objects with an answer each) gives the references, and the most frequent is the
+    answer. split: of a folder that has several: the
     part of a file's name before the first dash. boxes: convention of the box column, and of boxes in conversations.
     """
     given = columns or {}
@@ -49,8 +53,9 @@ def read_hub(
             raise ValueError(f"datasets: there is no task {task!r}") from error
     convention = convention_of(boxes)
 
-    def make(row: Entry) -> Example:
-        return _example(row, _image(row, images), task, convention)
+    def make(row: Entry) -> Example | list[Example]:
+        image = _image(row, images)
+        return _referred(row, image, task, convention) if task in REFER else _example(row, image, task, convention)
 
     yield from made(_renamed(numbered(_rows(dataset, split), f"{dataset.name}: row", dataset.name), named), make)
 
@@ -124,27 +129,43 @@ def _image(row: Entry, images: Path) -> Path | None:
 
 
 def _example(row: Entry, image: Path | None, task: str, convention: Convention) -> Example:
-    id = str(row.key("id")) if row.has("id") else row.id
     if task == "dialogue":
-        return Example(id, task, image, dialogue_of(row, image, convention), facts=row.size())
+        return Example(_id(row), task, image, dialogue_of(row, image, convention), facts=row.size())
     answer, references = _answers(row)
-    if task not in ("rec", "reg", "gc"):
-        question = "" if task == "caption" else row.plain("question")
-        return Example(id, task, image, (Turn(question, answer),), references=references)
+    question = "" if task == "caption" else row.plain("question")
+    return Example(_id(row), task, image, (Turn(question, answer),), references=references)
+
+
+def _referred(row: Entry, image: Path | None, task: str, convention: Convention) -> list[Example]:
+    """A row's expressions and its box."""
+    id, (answer, references) = _id(row), _answers(row)
     if image is None:
         raise row.error("has a box but no image")
     numbers = row.numbers("box")
-    if convention.unit != "pixels":
-        numbers = list(convention.pixels(numbers, row.integer("width"), row.integer("height")))
-        box = row.corners(numbers, "box")
-    else:
-        box = row.corners(numbers, "box", "xywh" if convention.layout == "xywh" else "xyxy")
-    return referring(id, image, answer, box, task=task, facts=row.size())  # type: ignore[arg-type]
+    if len(numbers) == 4:
+        scaled = convention.unit != "pixels"
+        size = (row.integer("width"), row.integer("height")) if scaled else (1, 1)
+        numbers = list(convention.pixels(numbers, *size))
+    box = row.corners(numbers, "box")
+    asked: dict[str, Any] = {"task": task, "facts": row.size()}
+    if task != "rec":
+        return [replace(referring(id, image, answer, box, **asked), references=references)]
+    texts = [row.without_slots(text, "answer") for text in dict.fromkeys(references) if text.strip()]
+    ids = [id] if len(texts) == 1 else [f"{id}:{k}" for k in range(len(texts))]
+    return [referring(name, image, text, box, **asked) for name, text in zip(ids, texts, strict=True)]
+
+
+def _id(row: Entry) -> str:
+    return str(row.key("id")) if row.has("id") else row.id
 
 
 def _answers(row: Entry) -> tuple[str, tuple[str, ...]]:
     value = row.raw("answers" if row.has("answers") else "answer")
+    if isinstance(value, dict):  # a list of objects, as some versions of the library hand it over: by columns
+        value = value.get("answer")
     texts = [value] if isinstance(value, str) else value
+    if isinstance(texts, list):
+        texts = [text.get("answer") if isinstance(text, dict) else text for text in texts]
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise row.error("has an answer that is neither a text nor a list of texts")
     answer = Counter(texts).most_common(1)[0][0]

@@ -4,7 +4,7 @@ CAP_*                      {img_path, caption}
 CWB_flickr30k_*            {image_id, boxes: [corners], sentence: "<ph_st>a man<ph_ed> ...", boxes_seq: [[0, 2], ...]}
 GPT4GEN_*                  {img_path, boxes, question, question_boxes_seq, answer, cot_with_ans, answer_boxes_seq}
 v2_OpenEnded_*             {image_path, question, annotation: VQAv2's own}
-vqa_E_*                    {file_path, question, explanation: [...], multiple_answers}
+vqa_E_*                    {file_path, question, explanation: [text, how much it tells], multiple_answers}
 vqa_X_*                    {file_path, question, justification: [...], multiple_choice_answer}
 
 REC_*, GC_* are `refer-jsonl`, the LLaVA files `llava`, coco_pope_* `pope`. Boxes are corners in pixels of the original image.
@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..example import BOXES, Box, Example, Turn
-from .entry import Entry, Read, made
+from .entry import Entry, Read, made, short
 from .files import image_folder, read_lines
 
 _MARKS = re.compile(r"<ph_st>|\s*<ph_ed>")
@@ -89,11 +89,14 @@ def read_shikra_vqa(*, images: Path, annotations: Path) -> Read:
 
 
 def read_shikra_vqa_e(*, images: Path, annotations: Path) -> Read:
-    """VQA-E: the question, then the first explanation and the answer."""
+    """VQA-E: the question, then the explanation and the answer."""
     folder = image_folder(images)
 
     def make(entry: Entry) -> Example:
-        reason = entry.without_slots(entry.texts("explanation")[0], "explanation")
+        reason = entry.list("explanation")[0]
+        if not isinstance(reason, str) or not reason.strip():
+            raise entry.error(f"has explanation {short(reason)}, it must begin with a text that is not blank")
+        reason = entry.without_slots(reason, "explanation")
         return _reasoned(entry, folder, reason, entry.plain("multiple_answers"))
 
     yield from made(read_lines(annotations), make)
@@ -118,7 +121,9 @@ def _reasoned(entry: Entry, folder: Path, reason: str, answer: str) -> Example:
 
 
 def _boxes(entry: Entry) -> list[Box]:
-    return [entry.corners(entry.floats(box, "boxes"), "boxes") for box in entry.list("boxes")]
+    """None of a sentence in which nothing is marked."""
+    found = [] if entry.value.get("boxes") == [] else entry.list("boxes")
+    return [entry.corners(entry.floats(box, "boxes"), "boxes") for box in found]
 
 
 def _marked(entry: Entry, field: str, boxes: list[Box], sequence: str) -> tuple[str, Groups]:

@@ -1,11 +1,12 @@
-"""Visual Commonsense Reasoning, its own JSON lines (Shikra's vcr_* are the same fields).
+"""Visual Commonsense Reasoning, its own JSON lines (Shikra's vcr_* are the same fields, and boxes).
 
-{img_fn, boxes: [[x1, y1, x2, y2, score]], question: ["Why", "is", [0, 1], ...], answer_choices, rationale_choices,
- answer_label, rationale_label}, a list in a sentence being objects by their boxes' numbers.
+{img_fn, metadata_fn, question: ["Why", "is", [0, 1], ...], answer_choices, rationale_choices, answer_label, rationale_label},
+a list in a sentence being objects by their boxes' numbers. metadata_fn, beside the image: {boxes: [[x1, y1, x2, y2, score]]}.
 """
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +30,8 @@ def read_vcr(*, images: Path, annotations: Path, view: View = "qc-rac") -> Read:
 
 
 def _example(entry: Entry, folder: Path, view: View) -> Example:
-    boxes = [entry.corners(entry.floats(box, "boxes")[:4], "boxes") for box in entry.list("boxes")]
+    told = entry if entry.has("boxes") else _metadata(entry, folder)
+    boxes = [told.corners(told.floats(box, "boxes")[:4], "boxes") for box in told.list("boxes")]
     question = _sentence(entry, entry.list("question"), boxes)
     answers, answer = _choices(entry, "answer", boxes)
     reasons, reason = _choices(entry, "rationale", boxes)
@@ -45,6 +47,18 @@ def _example(entry: Entry, folder: Path, view: View) -> Example:
     right = LETTERS[reason if view == "qac-r" else answer]
     image = entry.image(folder, entry.text("img_fn"))
     return Example(entry.id, "vcr", image, (turn,), references=(right,), facts={"view": view})
+
+
+def _metadata(entry: Entry, folder: Path) -> Entry:
+    """What the file beside the image says of it."""
+    name = entry.text("metadata_fn")
+    try:
+        content = json.loads(entry.image(folder, name).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise entry.error(f"has no boxes, and its metadata_fn {name} is not among the images") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise entry.error(f"has the metadata_fn {name}, which is no JSON ({error})"[:200]) from None
+    return Entry(content, f"{entry.where} {name}")
 
 
 def _choices(entry: Entry, what: str, boxes: list[Box]) -> tuple[list[Said], int]:
