@@ -394,6 +394,34 @@ class TestEvaluation:
         assert set(scores) == {"caption", "vqa"}  # what was scored before stays
         assert {name: kept for name, kept in snapshot(run).items() if name not in written} == before
 
+    def test_questions_without_answers_are_written_to_be_sent_in(self, run, tmp_path, capsys):
+        """VQAv2's test-dev, as its file is."""
+        source = {"name": "dev", "format": "vqa", "images": "images", "files": {"questions": "test/questions.json"}}
+        source["options"] = {"image_name": "micro_test_{image_id:012d}.png"}
+        out = tmp_path / "out"
+        argv = ["evaluate", str(run), "--out", str(out), "--evaluate.sources", json.dumps([source]), "--json"]
+        assert main(argv) == 0
+        said = capsys.readouterr()
+        assert said.out == ""
+        assert (
+            f"vqa: not scored, its sources have no answers; to be sent in: {out / 'official' / 'vqa.json'}" in said.err
+        )
+        lines = (out / "predictions" / "vqa.jsonl").read_text().splitlines()
+        assert len(json.loads((out / "official" / "vqa.json").read_text())) == len(lines) > 0
+        assert not list(out.glob("receipts/*"))
+
+    def test_files_of_other_tasks_need_not_be_there(self, run, refused, tmp_path):
+        gone = {"name": "gone", "format": "pope", "images": "images", "files": {"questions": "nowhere.json"}}
+        there = {"name": "there", "format": "karpathy", "images": "images", "files": {"annotations": "test/x.json"}}
+        vqa = {"name": "own", "format": "vqa", "images": "images", "files": {"questions": "test/questions.json"}}
+        vqa["options"] = {"image_name": "micro_test_{image_id:012d}.png"}
+        argv = ["evaluate", str(run), "--out", str(tmp_path / "out")]
+        sources = ["--evaluate.sources", json.dumps([vqa, gone, there])]
+        assert main([*argv, *sources, "--tasks", "vqa"]) == 0
+        assert "nowhere.json: there is no such annotation file" in refused(*argv, *sources, "--tasks", "pope")
+        error = refused(*argv, *sources, "--tasks", "rec")
+        assert "the recipe asks nothing of 'rec'; it asks caption, pope, vqa" in error
+
     def test_every_task_with_a_receipt(self, run, world, capsys):
         """REC, REG, POPE, VQA, captions and MME on the micro world's files; two receipts told apart; every rule."""
         argv = ["evaluate", str(run), "--tasks", "rec,reg,pope,vqa,caption,mme", "--json"]

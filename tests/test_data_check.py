@@ -19,7 +19,7 @@ from PIL import Image
 
 from commvlm.cli import main
 from commvlm.data import downloads
-from commvlm.data.check import SourceCheck, check_examples, image_key, look_at_images
+from commvlm.data.check import SourceCheck, check_examples, look_at_images
 from commvlm.data.downloads import ITEMS, Item, fetch, item_named
 from commvlm.data.example import Example, Turn
 from commvlm.train.recipe import load_recipe
@@ -169,13 +169,6 @@ def test_long_and_empty_answers(root, tmp_path, capsys):
     assert test["empty"] == {"count": 1, "places": ["7"]}
     assert talk["too long"]["count"] == 1
     assert re.fullmatch(r"talk:0: \d+ tokens", talk["too long"]["places"][0])
-
-
-def test_one_image_under_several_names():
-    train, instruct = Path("a/COCO_train2014_000000123456.jpg"), Path("b/000000123456.jpg")
-    assert image_key(train) == image_key(instruct) == "coco:123456"
-    assert image_key(Path("a/1.png")) != image_key(Path("b/1.png"))
-    assert image_key(Path("micro_train_000000000001.png")).endswith("micro_train_000000000001.png")
 
 
 def run_options(root, *more):

@@ -207,7 +207,7 @@ def test_boxes_in_other_notations_score(codec, geometry, images, tmp_path):
     noted = predict(
         answer, asked, tmp_path / "a.jsonl", progress=None, notes={"box_codec": codec, "geometry": geometry}
     )
-    for rule in ("standard", "shikra", "inclusive"):
+    for rule in ("standard", "shikra", "mattnet"):
         assert score(noted, rules={"rec": rule})["rec"].value == 100
     if codec != "shikra3":
         plain = predict(answer, asked, tmp_path / "b.jsonl", progress=None)

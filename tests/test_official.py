@@ -179,10 +179,17 @@ def test_rec_in_pixels_and_in_text(figures, tmp_path):
     assert found["mean_iou"] == pytest.approx((1 + 0.5 + 0.49) / 4)
     # Pixels 100 to 200 of 100 wide images inside a square of 300 are thirds; shikra's rounded corners, strictly above.
     assert figures(*argv, "--rule", "shikra")["accuracy"] == 0.25
-    # 101 x 101 of 101 x 201 pixels; 50 x 101 of 101 x 101.
-    inclusive = figures(*argv, "--rule", "inclusive")
-    assert inclusive["accuracy"] == 0.5
-    assert inclusive["mean_iou"] == pytest.approx((1 + 101 / 201 + 50 / 101) / 4)
+    assert figures(*argv, "--rule", "mattnet")["accuracy"] == 0.5
+    narrow = [{"id": k, "box": [0, 0, 1, 1] if k == 3 else [0, 0, 9, 9]} for k in (1, 2, 3, 4)]
+    wide = [{**ref, "bbox": [0, 0, 1, 1]} for ref in REFS]  # an overlap of one pixel: none to computeIoU
+    thin = [
+        "rec",
+        "--references",
+        lines(tmp_path / "thin.jsonl", wide),
+        "--predictions",
+        lines(tmp_path / "n.jsonl", narrow),
+    ]
+    assert (figures(*thin)["accuracy"], figures(*thin, "--rule", "mattnet")["accuracy"]) == (0.25, 0)
     # The same box as a padded-square text, and read by harnesses that stretch.
     text = [{"id": k, "answer": "[0.016,0.156,0.172,0.312]" if k == 1 else ""} for k in (1, 2, 3, 4)]
     argv[-1] = whole(tmp_path / "text.json", text)

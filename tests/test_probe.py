@@ -478,6 +478,11 @@ class TestRefer:
         assert found.words == ("#18", "#19", "cup", "red")
         assert found.categories == 2
         assert found.train[1].things[0] == Thing((1, 2, 11, 22), ("#19", "red", "cup"), (("red", "cup"),))
+        google = tmp_path / "refs(google).p"  # the archives have it too, and it comes first by name
+        google.write_bytes(pickle.dumps([{**ref, "split": "val" if ref["ref_id"] < 8 else "train"} for ref in refs]))
+        again = refer_problem(tmp_path, train=6, test=3)
+        assert [p.identity for p in (*again.train, *again.test)] == [p.identity for p in (*found.train, *found.test)]
+        assert len(refer_problem(google, train=6, test=30).test) == 8
 
     def test_what_is_wrong_is_one_line(self, tmp_path, capsys):
         assert main(["probe", "clip", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "o")]) == 2

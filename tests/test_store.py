@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from commvlm.data import prepare, store
 from commvlm.data.example import Example, Turn
-from commvlm.data.prepare import prepare_source
+from commvlm.data.prepare import fingerprint, prepare_source
 from commvlm.data.sizes import size_note
 from commvlm.data.store import Stored, image_codes, write_store
 
@@ -125,6 +125,18 @@ def test_a_store_of_other_files_is_made_anew(tmp_path, source, change):
         os.utime(path, (1, 1))
     second = prepare_source(tmp_path / "s", **source)
     assert second.meta["source"] != first.meta["source"]
+
+
+def test_a_folder_of_folders_is_known_by_the_files_in_them(tmp_path):
+    """A set of the hub keeps its Parquet in data/: one that is written anew changes nothing of the folder above."""
+    (tmp_path / "set" / "data").mkdir(parents=True)
+    file = tmp_path / "set" / "data" / "train-00000-of-00001.parquet"
+    marks = []
+    for content in (b"1", b"22"):
+        file.write_bytes(content)
+        marks.append(fingerprint("datasets", tmp_path, {"dataset": tmp_path / "set"}, {}))
+    assert marks[0] != marks[1]
+    assert marks[1] == fingerprint("datasets", tmp_path, {"dataset": tmp_path / "set"}, {})
 
 
 def test_a_vanished_file(tmp_path, source):

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -50,8 +51,8 @@ def evaluate(
     questions are asked; a run's own by default. out: a run's folder, or the checkpoint's, by default. tasks: which of those
     that the recipe asks, or sets of questions; all by default. overrides: recipe options, such as another data.root.
     shard: this process among several (torchrun's by default); the first one scores, the others return nothing.
-    Scores of other tasks stay in the file. Raises ValueError for a folder that is no finished run or model, and for a task
-    that the recipe does not ask.
+    Scores of other tasks stay in the file; sets whose sources have no answers (test-dev) have none. Raises ValueError for a
+    folder that is no finished run or model, and for a task that the recipe does not ask.
     """
     place = _place(checkpoint, recipe=recipe, overrides=overrides, out=out)
     asked = sorted(questions_of(place.recipe, tasks), key=lambda one: one.name)
@@ -71,8 +72,13 @@ def evaluate(
     scores: dict[str, Score] = {}
     for one in asked:
         path = _predictions(place, one.name)
+        records = read_predictions(path)
+        official = write_official(records, place.out / "official", name=one.name)
+        if not any(record.references or record.answer or record.boxes for record in records):
+            files = " ".join(map(str, official)) or path
+            print(f"{one.name}: not scored, its sources have no answers; to be sent in: {files}", file=sys.stderr)
+            continue
         scores[one.name] = score(path, rules={one.task: rules[one.task]} if one.task in rules else {})[one.task]
-        write_official(read_predictions(path), place.out / "official", name=one.name)
         _write_receipt(place, scores[one.name], path, asked=one, made=made, seconds=seconds[one.name])
     kept = read_scores(place.out / "scores.json") if tasks and (place.out / "scores.json").exists() else {}
     write_scores({**kept, **scores}, place.out / "scores.json")

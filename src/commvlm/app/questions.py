@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..data.example import Example
-from ..evaluate.tasks import task_named
+from ..data.readers import task_of
+from ..evaluate.tasks import TASKS, task_named
 from ..train.recipe import Recipe, Source
 from ..train.sources import named_examples
 
@@ -27,24 +28,34 @@ class Questions:
 def questions_of(recipe: Recipe, tasks: Sequence[str] = ()) -> list[Questions]:
     """The sets that a recipe asks. tasks: the wanted ones, by a task's name (all its sets) or a set's; all by default.
 
-    Raises ValueError for a task that there is not, or that the recipe does not ask.
+    Files of other tasks need not be there. Raises ValueError for a task that there is not, or that the recipe does not ask.
     """
     for name in (*tasks, *recipe.evaluate.rules):
         task_named(name.split(".")[0])
     if not recipe.evaluate.sources:
         raise ValueError("the recipe asks nothing: name what is asked in evaluate.sources")
-    read = named_examples(recipe.evaluate.sources, Path(recipe.data.root))
+    others = {source.name: task for source in recipe.evaluate.sources if (task := _other_task(source, tasks))}
+    sources = [source for source in recipe.evaluate.sources if source.name not in others]
+    read = named_examples(sources, Path(recipe.data.root))
     asked: dict[str, list[tuple[Source, list[Example]]]] = {}
-    for source in recipe.evaluate.sources:
+    for source in sources:
         for task in dict.fromkeys(task_named(example.task).name for example in read[source.name]):
             own = [example for example in read[source.name] if example.task == task]
             asked.setdefault(task, []).append((source, own))
     sets = [one for task, parts in asked.items() for one in _sets(task, parts)]
     for name in tasks:
         if not any(name in (one.name, one.task) for one in sets):
-            there = ", ".join(sorted(one.name for one in sets))
+            there = ", ".join(sorted({*(one.name for one in sets), *others.values()}))
             raise ValueError(f"the recipe asks nothing of {name!r}; it asks {there}")
     return [one for one in sets if not tasks or one.name in tasks or one.task in tasks]
+
+
+def _other_task(source: Source, tasks: Sequence[str]) -> str | None:
+    """The task of a source that is none of the wanted ones, where that can be told without reading it."""
+    task = task_of(source.format, source.options)
+    if not tasks or task not in TASKS:
+        return None
+    return None if task in {wanted.split(".")[0] for wanted in tasks} else task
 
 
 def _sets(task: str, parts: Sequence[tuple[Source, list[Example]]]) -> list[Questions]:

@@ -36,7 +36,7 @@ def _evaluate(options: argparse.Namespace) -> None:
     scores = evaluate(
         options.checkpoint, tasks=tasks, overrides=options.overrides, recipe=options.recipe, out=options.out
     )
-    if not scores:  # another rank than the first
+    if not scores:  # another rank than the first, or nothing that can be scored
         return
     if options.json:
         print(json.dumps({name: score.as_json() for name, score in scores.items()}, indent=1))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -14,6 +13,7 @@ import numpy as np
 
 from .convention import Unsure, detect
 from .example import Box, Example
+from .image_keys import image_key
 from .images import open_image
 
 PROBLEMS = {
@@ -178,12 +178,6 @@ def _convention(boxes: list[tuple[Box, Size]]) -> str | None:
         return None
     behind = next(item.behind for item in verdict.evidence if item.name == "xyxy-pixels")
     return f"the boxes look like {name}, not like corners in pixels ({behind:.0f} nats behind)"
-
-
-def image_key(path: Path) -> str:
-    """What is the same image under other names: COCO's twelve digits, whatever stands before them; else the path itself."""
-    digits = re.fullmatch(r"(?:COCO_[a-z]+20\d\d_)?(\d{12})", path.stem)
-    return f"coco:{int(digits[1])}" if digits else os.path.abspath(path)
 
 
 def chosen_images(paths: Sequence[Path], count: int | None) -> list[Path]:

@@ -11,22 +11,27 @@ from typing import Any
 from .readers import Faults, stream
 from .store import VERSION, Stored, write_store
 
+BELOW = ("datasets", "mme")
+"""Formats whose files lie in folders within the one that is named."""
+
 
 def fingerprint(format: str, images: Path, files: Mapping[str, Path], options: Mapping[str, Any]) -> dict[str, Any]:
     """What a store is made from: format, options, and every file's size and time. Another value asks for another store."""
-    described = {name: _described(path) for name, path in files.items()}
+    described = {name: _described(path, below=format in BELOW) for name, path in files.items()}
     if not files:
-        described["images"] = _described(images)
+        described["images"] = _described(images, below=format in BELOW)
     said = {"version": VERSION, "format": format, "options": dict(options), "files": described}
     return json.loads(json.dumps(said, default=str))
 
 
-def _described(path: Path) -> list[Any]:
-    """Name, size and time of change of a file; of a folder, those of what lies directly in it, in one hash."""
+def _described(path: Path, *, below: bool = False) -> list[Any]:
+    """Name, size and time of change of a file; of a folder, those of what lies directly in it, or of all files below it, in
+    one hash."""
     if path.is_dir():
         digest = hashlib.sha256()
-        for item in sorted(path.iterdir()):
-            digest.update(json.dumps([item.name, item.stat().st_size, item.stat().st_mtime_ns]).encode())
+        for item in sorted(file for file in path.rglob("*") if file.is_file()) if below else sorted(path.iterdir()):
+            place = item.relative_to(path).as_posix()
+            digest.update(json.dumps([place, item.stat().st_size, item.stat().st_mtime_ns]).encode())
         return [str(path), digest.hexdigest()]
     if not path.is_file():
         raise ValueError(f"{path}: there is no such annotation file")

@@ -32,17 +32,18 @@ _WORD = re.compile(r"[a-z0-9]+")
 def refer_problem(data: Path, *, images: Path | None = None, train: int, test: int) -> Problem:
     """The problem of a folder or file.
 
-    data: a folder with `refs(*).p` and `instances.json` (split train is fitted on, val asked; objects have categories), or
-    with JSON lines (`refer-jsonl`): train*.jsonl and test*.jsonl or val*.jsonl, or any one file, of whose images a quarter is
-    asked about, drawn by a hash of their names. images: their folder; DATA/images by default. train, test: images at most.
+    data: a folder with `refs(*).p` and `instances.json` (split train is fitted on, val asked; objects have categories; of
+    several splits umd's, or unc's; the pickle itself for another), or with JSON lines (`refer-jsonl`): train*.jsonl and
+    test*.jsonl or val*.jsonl, or any one file, of whose images a quarter is asked about, drawn by a hash of their names.
+    images: their folder; DATA/images by default. train, test: images at most.
     Raises ValueError for a folder with neither, and what the readers find wrong.
     """
     folder = data if data.is_dir() else data.parent
     if images is None:
         images = folder / "images" if (folder / "images").is_dir() else folder
-    pickles = sorted(folder.glob("refs(*).p")) if data.is_dir() else []
-    if pickles:
-        files: dict[str, Any] = {"refs": pickles[0], "instances": folder / "instances.json"}
+    pickles = sorted(folder.glob("refs(*).p"), key=_as_the_field_splits) if data.is_dir() else []
+    if pickles or data.suffix == ".p":
+        files: dict[str, Any] = {"refs": pickles[0] if pickles else data, "instances": folder / "instances.json"}
         fitted, held = (_pictures(read("refer", images=images, split=split, **files)) for split in ("train", "val"))
     else:
         fitted, held = _lines(data, images)
@@ -52,6 +53,12 @@ def refer_problem(data: Path, *, images: Path | None = None, train: int, test: i
     known = {*categories, *words}
     asked = [tuple(_known(picture, known) for picture in split) for split in (fitted, held)]
     return Problem(data.name, (*categories, *words), len(categories), train=asked[0], test=asked[1])
+
+
+def _as_the_field_splits(refs: Path) -> tuple[int, str]:
+    """UMD's split of RefCOCOg, UNC's of the others; Google's shares images between training and val."""
+    known = ("refs(umd).p", "refs(unc).p")
+    return known.index(refs.name) if refs.name in known else len(known), refs.name
 
 
 def _lines(data: Path, images: Path) -> tuple[list[Picture], list[Picture]]:

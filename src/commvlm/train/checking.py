@@ -10,9 +10,10 @@ from typing import Any
 from rich.progress import Progress
 
 from ..data.boxes import View
-from ..data.check import SourceCheck, check_examples, chosen_images, image_key, look_at_images
+from ..data.check import SourceCheck, check_examples, chosen_images, look_at_images
 from ..data.dialogue import encode_all
 from ..data.example import Example
+from ..data.image_keys import image_key
 from ..data.prepare import fingerprint, open_prepared, prepare_source
 from ..data.readers import Faults, read
 from ..data.sizes import size_note

@@ -12,8 +12,8 @@ from typing import Any
 
 import numpy as np
 
-from ..data.check import image_key
 from ..data.example import Example
+from ..data.image_keys import IMAGE_DATA, image_key, unplaced
 from ..data.mix import parse_mix
 from ..data.mixture import Mixture
 from ..data.mixture import Source as Drawn
@@ -108,6 +108,12 @@ def training_examples(data: Data) -> dict[str, Sequence[Example]]:
         names, codes = image_codes(examples)
         tested = np.array([image_key(path) in held for path in names] + [False])  # the last one for no image, code -1
         keep = np.flatnonzero(~tested[codes])
+        if unknown := unplaced(names):
+            print(
+                f"source {name!r}: {unknown:,} images of Visual Genome's, of which held-out ones cannot be told: put its "
+                f"{IMAGE_DATA} into vg/ (commvlm data download vg-image-data)",
+                file=sys.stderr,
+            )
         if len(keep) < len(examples):
             print(
                 f"source {name!r}: {len(examples) - len(keep):,} examples about held-out images left out",

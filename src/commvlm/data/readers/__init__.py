@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
@@ -67,6 +67,12 @@ READERS: dict[str, Callable[..., Read]] = {
     "shikra-v7w": read_shikra_v7w,
 }
 
+ASKS = {
+    "pope": "pope", "mme": "mme", "vqa": "vqa", "ok-vqa": "vqa", "shikra-vqa": "vqa", "karpathy": "caption",
+    "coco-captions": "caption", "shikra-caption": "caption", "pointqa-local": "pointqa", "pointqa-twice": "pointqa",
+    "visual7w": "v7w", "shikra-v7w": "v7w", "vcr": "vcr",
+}  # fmt: skip
+"""Format -> the task of all its examples, where it has but one."""
 SHOWN = 3
 """Places kept of every kind of fault."""
 
@@ -132,6 +138,12 @@ def _checked(format: str, files: dict[str, Any]) -> dict[str, Any]:
     return {name: Path(v) if is_file(parameters[name]) and v is not None else v for name, v in files.items()}
 
 
+def task_of(format: str, options: Mapping[str, Any]) -> str | None:
+    """The task of a format's examples, where it can be told without its files."""
+    parameter = arguments_of(format).get("task") if format in READERS else None
+    return options.get("task") or (parameter.default if parameter is not None else ASKS.get(format))
+
+
 @cache
 def arguments_of(format: str) -> dict[str, inspect.Parameter]:
     """A format's files and choices, by name."""
@@ -149,4 +161,4 @@ def _nearest(name: str, known: Any) -> str:
     return f" (did you mean {close[0]!r}?)" if close else ""
 
 
-__all__ = ["READERS", "EntryError", "Faults", "arguments_of", "is_file", "read", "stream"]
+__all__ = ["READERS", "EntryError", "Faults", "arguments_of", "is_file", "read", "stream", "task_of"]

@@ -9,11 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 
 from ..example import Example
+from ..image_keys import GENOME
 from .entry import Entry, EntryError, Read, made
 from .files import image_folder, read_list
 from .refer import Refer, referring
-
-FOLDERS = ("VG_100K", "VG_100K_2")
 
 
 def read_genome(*, images: Path, regions: Path, image_data: Path | None = None, task: Refer = "gc") -> Read:
@@ -47,7 +46,7 @@ class Places:
 
     def __init__(self, images: Path, image_data: Path | None) -> None:
         self.images = images
-        self.split = [folder for folder in FOLDERS if (images / folder).is_dir()]
+        self.split = [folder for folder in GENOME if (images / folder).is_dir()]
         self.data: dict[int, Entry] | None = None
         if image_data is not None:
             self.data = {}

@@ -165,7 +165,7 @@ def _answers(row: Entry) -> tuple[str, tuple[str, ...]]:
         value = value.get("answer")
     texts = [value] if isinstance(value, str) else value
     if isinstance(texts, list):
-        texts = [text.get("answer") if isinstance(text, dict) else text for text in texts]
+        texts: Any = [text.get("answer") if isinstance(text, dict) else text for text in texts]
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise row.error("has an answer that is neither a text nor a list of texts")
     answer = Counter(texts).most_common(1)[0][0]

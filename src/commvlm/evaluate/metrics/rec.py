@@ -2,7 +2,7 @@
 
 standard    float corners, IoU >= 0.5 in original pixels (MDETR, Qwen-VL, InternVL, lmms-eval and VLMEvalKit agree).
 shikra      IoU > 0.5, taken on the padded square with three decimals (shikra's RECComputeMetrics).
-inclusive   whole pixels counted to their far edge, x2 - x1 + 1, IoU >= 0.5 (MAttNet, UNITER, ALBEF).
+mattnet     the same, but none where the overlap is a pixel wide or high at most (computeIoU of MAttNet, UNITER, ALBEF).
 lmms-eval   the first four bracketed numbers as shares of the image's width and height, without padding; IoU >= 0.5.
 vlmevalkit  InternVL's reading, which VLMEvalKit took over: the same, but divided by 1000 when their sum is 4 or more.
 
@@ -21,7 +21,7 @@ from commvlm.data.boxes import box_iou
 from commvlm.data.example import Box
 
 THRESHOLD = 0.5
-REC_RULES = ("standard", "shikra", "inclusive", "lmms-eval", "vlmevalkit")
+REC_RULES = ("standard", "shikra", "mattnet", "lmms-eval", "vlmevalkit")
 STRETCHED = ("lmms-eval", "vlmevalkit")
 """Rules that read numbers as shares of width and height."""
 
@@ -31,13 +31,12 @@ _FOUR = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
 
 def rec_iou(said: Sequence[Box], true: Sequence[Box], *, rule: str = "standard") -> np.ndarray:
     """Pairs of boxes, corners in one unit -> (n,) overlaps as the rule measures them."""
-    if rule != "inclusive":
-        return box_iou(said, true)
-    one_more = np.array([0.0, 0.0, 1.0, 1.0])
-    boxes = np.asarray(said, dtype=np.float64).reshape(-1, 4)
-    # An answer without a box stands as four zeros; it must not gain the pixel at the origin.
-    given = boxes.any(axis=1, keepdims=True)
-    return box_iou(boxes + one_more * given, np.asarray(true, dtype=np.float64).reshape(-1, 4) + one_more)
+    overlap = box_iou(said, true)
+    if rule != "mattnet":
+        return overlap
+    one, other = (np.asarray(boxes, dtype=np.float64).reshape(-1, 4) for boxes in (said, true))
+    spans = np.minimum(one[:, 2:], other[:, 2:]) - np.maximum(one[:, :2], other[:, :2])
+    return np.where((spans > 1).all(axis=1), overlap, 0.0)
 
 
 def rec_correct(iou: ArrayLike, *, rule: str = "standard") -> np.ndarray:
