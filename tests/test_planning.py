@@ -256,7 +256,7 @@ def test_what_would_fit_is_said_alone_or_together(quick):
 
 def test_the_command_refuses_with_exit_code_2_and_a_list(quick, monkeypatch, capsys):
     argv = ["plan", "micro", "--gpu", "tiny", "--data.group", "3", "--train.precision", "fp32"]
-    monkeypatch.setitem(GPUS, "tiny", Gpu("tiny", 1.05e9, 1e12))
+    monkeypatch.setitem(GPUS, "tiny", Gpu("tiny", 1.05e9, 1e12, 1e12))
     assert main(argv) == 2
     out, err = capsys.readouterr()
     assert "activations" in out

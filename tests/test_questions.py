@@ -130,7 +130,7 @@ def test_the_papers_own_scale_is_planned_whole(root, tmp_path, capsys):
     assert main([*words, "--out", str(tmp_path / "out"), "--rows", *rows]) == 0
     said = capsys.readouterr().out
     assert "12 runs, " in said
-    assert "hours of 8 x h100; 69 questions to each run" in said
+    assert "hours of 8 x h100; 69 questions about 63 images to each run" in said
     assert "it cannot be trained so" not in said
     assert "the models that stay take 0.36 TB" in said  # twelve of 7.4 billion numbers in fp32
     words[1] = "weights"

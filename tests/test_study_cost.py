@@ -8,14 +8,18 @@ from functools import partial
 import pytest
 from rich.console import Console
 
-from commvlm.app.planning import Planner, machine
+from commvlm.app.answer_planning import LAYER, Load, Reader, answering_hours
+from commvlm.app.planning import Planner, Text, machine
 from commvlm.cli import main
 from commvlm.microworld.writer import write_world
+from commvlm.model import build_config
 from commvlm.study.cost import grid_cost
 from commvlm.study.experiments import rows_of
 from commvlm.study.runs import Places, Run, runs_of
 from commvlm.study.settings import load_scale
 from commvlm.study.study import asked, chosen, grid_table, planned
+from commvlm.train.assemble import model_settings
+from commvlm.train.recipe import load_recipe
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +41,38 @@ def test_every_row_costs_what_its_own_plan_says(world, tmp_path):
     done = Places(tmp_path).result(runs[0].key)
     done.parent.mkdir(parents=True)
     done.write_text("{}")
-    cost = grid_cost(runs, Places(tmp_path), on, questions=9)
-    assert {name: left for name, (_, left) in cost.rows.items()} == {"clip last": 1, "COMM": 2, "peer mmvp-imof": 2}
+    cost = grid_cost(runs, Places(tmp_path), on, load=Load(900, 30))
+    assert {name: row.left for name, row in cost.rows.items()} == {"clip last": 1, "COMM": 2, "peer mmvp-imof": 2}
     for run in runs[: len(rows)]:
         planner = Planner(run.recipe, on)
         alone = sum(planner.plan(stage).hours for stage in run.recipe.train.stages)
-        assert cost.rows[run.row.name][0] == pytest.approx(alone, rel=0.02)
-    assert cost.rows["COMM"][0] > 1.02 * cost.rows["clip last"][0]
-    assert cost.hours == pytest.approx(sum(hours * left for hours, left in cost.rows.values()))
+        assert cost.rows[run.row.name].training == pytest.approx(alone, rel=0.02)
+    assert cost.rows["COMM"].training > 1.02 * cost.rows["clip last"].training
+    assert cost.rows["peer mmvp-imof"].answering > cost.rows["COMM"].answering  # twice the visual tokens
+    assert cost.hours == pytest.approx(sum((row.training + row.answering) * row.left for row in cost.rows.values()))
+
+
+def test_answering_costs_what_reading_and_growing_do():
+    """A Llama of 7B on an H100, by hand: 12 questions about 4 images of 576 tokens, four at once, answers of 20 tokens."""
+    reader, on = Reader(body=6_476_000_000, head=131_000_000, layers=32), machine("h100", 1, 0.5)
+    cost = partial(answering_hours, reader, tokens=576, visual=4e11, batch=4, text=Text(front=40, words=60, answer=20))
+    read = 4 * (4e11 + 2 * 6.476e9 * 616) + 12 * 2 * 6.476e9 * 40
+    step = 32 * LAYER  # longer than to read the weights (13.2 GB at 3.35 TB/s: 4 ms) or to compute (53 GFLOPs: 0.1 ms)
+    assert cost(Load(12, 4), on, half=True) == pytest.approx((read / (0.5 * 989.4e12) + 3 * 20 * step) / 3600)
+    slow = replace(on, bandwidth=3e11)
+    step = 4 * 6.607e9 / 3e11  # in fp32 reading them is what takes longest
+    assert cost(Load(12, 4), slow, half=False) == pytest.approx((read / (0.5 * 989.4e12) + 3 * 20 * step) / 3600)
+    assert cost(Load(12, 4), replace(on, count=2), half=True) == pytest.approx(cost(Load(12, 4), on, half=True) / 2)
+
+
+def test_what_reads_the_answers_is_counted_as_its_shape_says():
+    """Llama's formula: four attention matrices, three of the MLP, two norms a block, and the last norm."""
+    with_it = build_config(**model_settings(load_recipe("comm-7b").model))
+    found = Reader.of(with_it)
+    h, i = 4096, 11008
+    vocabulary = with_it.text_config.vocab_size
+    assert (found.body, found.head) == (32 * (4 * h * h + 3 * h * i + 2 * h) + h, h * vocabulary)
+    assert found.layers == 32
 
 
 def test_a_scale_on_real_data_is_priced_before_anything_starts(world, tmp_path, capsys):

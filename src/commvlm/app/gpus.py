@@ -1,4 +1,4 @@
-"""Accelerators by name: memory, and dense bf16 speed as their makers publish it."""
+"""Accelerators by name: memory, its bandwidth, and dense bf16 speed as their makers publish them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Gpu:
     """memory: bytes, as published (10^9 a GB, a little less than the driver shows). peak: dense bf16 FLOPs a second, without
-    sparsity."""
+    sparsity. bandwidth: bytes a second between the two."""
 
     name: str
     memory: float
     peak: float
+    bandwidth: float
 
 
-def _gpu(name: str, gigabytes: float, teraflops: float) -> Gpu:
-    return Gpu(name, gigabytes * 1e9, teraflops * 1e12)
+def _gpu(name: str, gigabytes: float, teraflops: float, gigabytes_a_second: float) -> Gpu:
+    return Gpu(name, gigabytes * 1e9, teraflops * 1e12, gigabytes_a_second * 1e9)
 
 
 # NVIDIA's data sheets: A100 (also of the A800, whose links alone are slower), H100 SXM (also of the H800), H200 SXM, HGX
@@ -25,8 +26,9 @@ def _gpu(name: str, gigabytes: float, teraflops: float) -> Gpu:
 GPUS = {
     gpu.name: gpu
     for gpu in (
-        _gpu("a100-40", 40, 312), _gpu("a100-80", 80, 312), _gpu("a800-80", 80, 312), _gpu("h100", 80, 989.4),
-        _gpu("h800", 80, 989.4), _gpu("h200", 141, 989.4), _gpu("b200", 180, 2250), _gpu("l4", 24, 121),
-        _gpu("l40s", 48, 362), _gpu("a6000", 48, 154.8), _gpu("3090", 24, 71.2), _gpu("4090", 24, 165.2),
+        _gpu("a100-40", 40, 312, 1555), _gpu("a100-80", 80, 312, 2039), _gpu("a800-80", 80, 312, 2039),
+        _gpu("h100", 80, 989.4, 3350), _gpu("h800", 80, 989.4, 3350), _gpu("h200", 141, 989.4, 4800),
+        _gpu("b200", 180, 2250, 8000), _gpu("l4", 24, 121, 300), _gpu("l40s", 48, 362, 864),
+        _gpu("a6000", 48, 154.8, 768), _gpu("3090", 24, 71.2, 936), _gpu("4090", 24, 165.2, 1008),
     )
 }  # fmt: skip

@@ -2,13 +2,15 @@
 
 Activations, gradients at their peak and FLOPs are counted (`model.dry`) from the recipe's own model and settings; weights and
 optimizer states follow from the number of parameters and the engine. What is assumed is in ASSUMED, and printed.
-Time is counted FLOPs over peak speed times an efficiency; links between GPUs, data loading and evaluation are not modelled.
+Time is counted FLOPs over peak speed times an efficiency; links between GPUs and data loading are not modelled. What
+answering costs is in `answer_planning`.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 import os
 import time
 from collections import Counter
@@ -43,7 +45,7 @@ FRAGMENTS = 0.05
 ASSUMED = (
     "assumed: {efficiency:.0%} of {peak:.0f} bf16 TFLOPs a GPU; {text} tokens of text before the questions, {words} a "
     "question with its answer, {answer} of them supervised; 1.0 GB for CUDA's context, 0.8 GB for NCCL, 5 % for fragments; "
-    "links, data loading and evaluation are not modelled"
+    "links and data loading are not modelled"
 )
 PAPER = {"comm-7b": {"stage1": 100.0, "stage2": 20.0}}
 """Hours on 8 A800 that the paper states (arXiv 2310.08825, section 4)."""
@@ -94,7 +96,8 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Machine:
-    """memory: bytes of one process' device. peak: FLOPs a second of one. cuda: whether CUDA's costs are counted."""
+    """memory: bytes of one process' device. peak: FLOPs a second of one. cuda: whether CUDA's costs are counted. bandwidth:
+    bytes that one reads a second from its memory."""
 
     name: str
     count: int
@@ -102,6 +105,7 @@ class Machine:
     peak: float
     efficiency: float
     cuda: bool
+    bandwidth: float = math.inf
 
 
 def machine(name: str, count: int, efficiency: float | None = None) -> Machine:
@@ -112,7 +116,8 @@ def machine(name: str, count: int, efficiency: float | None = None) -> Machine:
             name, count, memory, measured_peak(), EFFICIENCY if efficiency is None else efficiency, cuda=False
         )
     gpu: Gpu = lookup(GPUS, name, what="GPU")
-    return Machine(name, count, gpu.memory, gpu.peak, EFFICIENCY if efficiency is None else efficiency, cuda=True)
+    share = EFFICIENCY if efficiency is None else efficiency
+    return Machine(name, count, gpu.memory, gpu.peak, share, cuda=True, bandwidth=gpu.bandwidth)
 
 
 def measured_peak(side: int = 1024, runs: int = 5) -> float:
@@ -184,8 +189,8 @@ class Planner:
             return 0
         if train.engine in ("ddp", "zero2"):
             return sizes.trained * (4 if train.engine == "ddp" else 0)
-        each = 2 if train.precision == "bf16" else 4
-        return each * (2 * sizes.loose + 3 * sizes.unit)
+        half = train.precision == "bf16"
+        return (2 if half else 4) * (2 * sizes.loose + 3 * sizes.unit) + half * 4 * sizes.unit  # summed in fp32
 
     def _way(self, stage: Stage, train: Train) -> Way:
         half = train.precision == "bf16" and train.engine != "ddp"

@@ -1,4 +1,4 @@
-"""What a grid costs before it starts: hours of every row, counted as `commvlm plan` counts them."""
+"""What a grid costs before it starts: hours of every row, training as `commvlm plan` counts it, then answers."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from ..app.answer_planning import Load, Reader, answering_hours
 from ..app.planning import ASSUMED, Machine, Planner, StagePlan, Text
 from ..model.cost import inspect_visual_half
 from ..model.spec import build_config
@@ -17,31 +18,43 @@ from .runs import Places, Run
 
 
 @dataclass(frozen=True)
-class GridCost:
-    """rows: name -> hours of one of its runs, and how many of them are not done. need: bytes of one process at the stage
-    that needs most, of the dearest row. on: the machine. questions: that each run answers, whose hours are not counted. kept:
-    bytes of the models that stay, of the runs left. free: bytes of the disk."""
+class RowCost:
+    """training, answering: hours of one run. left: runs that are not done."""
 
-    rows: dict[str, tuple[float, int]]
+    training: float
+    answering: float
+    left: int
+
+
+@dataclass(frozen=True)
+class GridCost:
+    """rows: name -> what one of its runs costs. need: bytes of one process at the stage that needs most, of the dearest row.
+    on: the machine. load: of each run. kept: bytes of the models that stay, of the runs left. free: bytes of the disk."""
+
+    rows: dict[str, RowCost]
     need: int
     on: Machine
-    questions: int
+    load: Load
     kept: int
     free: int
 
     @property
     def hours(self) -> float:
         """Of all runs that are not done, one after another."""
-        return sum(hours * left for hours, left in self.rows.values())
+        return sum((row.training + row.answering) * row.left for row in self.rows.values())
 
     def table(self) -> str:
         """For people, with what is assumed."""
-        lines = [f"{'row':<34}{'runs left':>10}{'hours each':>12}"]
-        lines += [f"{name:<34}{left:>10}{hours:>12.2f}" for name, (hours, left) in self.rows.items()]
-        left = sum(left for _, left in self.rows.values())
+        lines = [f"{'row':<34}{'runs left':>10}{'hours each':>12}{'of it asked':>12}"]
+        lines += [
+            f"{name:<34}{row.left:>10}{row.training + row.answering:>12.2f}{row.answering:>12.2f}"
+            for name, row in self.rows.items()
+        ]
+        left = sum(row.left for row in self.rows.values())
         where = f"{self.on.count} x {self.on.name}"
         lines.append(
-            f"{left} runs, {self.hours:,.1f} hours of {where}; {self.questions:,} questions to each run, not counted in hours"
+            f"{left} runs, {self.hours:,.1f} hours of {where}; {self.load.questions:,} questions about {self.load.images:,} "
+            "images to each run"
         )
         text = Text()
         lines.append(
@@ -64,12 +77,11 @@ class GridCost:
         return "\n".join(lines)
 
 
-def grid_cost(runs: Sequence[Run], places: Places, on: Machine, *, questions: int, keep: bool = False) -> GridCost:
+def grid_cost(runs: Sequence[Run], places: Places, on: Machine, *, load: Load, keep: bool = False) -> GridCost:
     """Plans the dearest row of every number of visual tokens; the others differ from it by their visual halves.
 
     Encoders run forward once an image (not at all where features are read), what is trained of a visual half three times. A
-    run that several rows share is counted with the first of them. questions: that each run answers. keep: whether trained
-    models stay.
+    run that several rows share is counted with the first of them. load: of each run. keep: whether trained models stay.
     """
     first: dict[str, Run] = {}
     left: Counter[str] = Counter()
@@ -88,15 +100,22 @@ def grid_cost(runs: Sequence[Run], places: Places, on: Machine, *, questions: in
             model = max(model, 4 * planner.parameters())  # saved in fp32
             plans[tokens] = [planner.plan(stage) for stage in first[name].recipe.train.stages], flops
     rows = {}
+    reader = Reader.of(build_config(**model_settings(next(iter(first.values())).recipe.model)))
     for name, run in first.items():
         tokens, flops, encoders = visual[name]
+        evaluate = run.recipe.evaluate
+        answering = answering_hours(
+            reader, load, on, tokens=tokens, visual=encoders + (flops - encoders) / 3, batch=evaluate.batch,
+            half=evaluate.precision == "bf16", text=Text(),
+        )  # fmt: skip
         stages, dearest = plans[tokens]
         less = dearest - flops + (encoders if run.recipe.train.features is not None else 0)
         images = sum(plan.stage.batch * plan.stage.steps for plan in stages)
         speed = on.count * on.peak * on.efficiency
-        rows[name] = (sum(plan.hours for plan in stages) - less * images / speed / 3600, left[name])
+        training = sum(plan.hours for plan in stages) - less * images / speed / 3600
+        rows[name] = RowCost(training, answering, left[name])
     need = max(plan.memory.total for stages, _ in plans.values() for plan in stages)
-    return GridCost(rows, need, on, questions, keep * model * sum(left.values()), free_bytes(places.root))
+    return GridCost(rows, need, on, load, keep * model * sum(left.values()), free_bytes(places.root))
 
 
 def free_bytes(folder: Path) -> int:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from ..app.answer_planning import Load
 from ..app.planning import machine
 from ..app.questions import questions_of
 from ..microworld.writer import write_world
@@ -119,11 +120,11 @@ def study(asked: Asked, *, jobs: int, executor: str, console: Console) -> tuple[
     with locked(asked.root), writing(asked.root):
         rows, every = planned(asked)
         places, runs = Places(asked.root), chosen(every, asked.only)
-        count = questions(runs, asked, console)
+        load = load_of(runs, asked, console)
         engine = EXECUTORS[executor](asked.root, asked.scale.processes)
         try:
             if asked.scale.world is None and runs:
-                said = priced(asked, runs, count, console)
+                said = priced(asked, runs, load, console)
                 console.print(said, highlight=False, soft_wrap=True, markup=False)
                 left = [run for run in runs if not places.done(run.key)]
                 have_checkpoints(left, console)
@@ -191,18 +192,18 @@ def remember(places: Places, runs: Sequence[Run], asked: Asked) -> None:
     write_grid(places, runs, facts)
 
 
-def questions(runs: Sequence[Run], asked: Asked, console: Console) -> int:
-    """How many each run is asked. Raises ValueError where the recipe asks nothing of what the scale scores."""
+def load_of(runs: Sequence[Run], asked: Asked, console: Console) -> Load:
+    """What each run is asked. Raises ValueError where the recipe asks nothing of what the scale scores."""
     with console.status("reading what is asked"):
         sets = questions_of(runs[0].recipe, asked.scale.tasks) if runs else []
-    return sum(len(one.examples) for one in sets)
+    return Load(sum(len(one.examples) for one in sets), sum(len({e.image for e in one.examples}) for one in sets))
 
 
-def priced(asked: Asked, runs: Sequence[Run], questions: int, console: Console) -> str:
+def priced(asked: Asked, runs: Sequence[Run], load: Load, console: Console) -> str:
     """The cost of what is not done, on as many GPUs of one kind as a run has processes."""
     with console.status("counting a training step"):
         on = machine(asked.gpu, asked.scale.processes)
-        return grid_cost(runs, Places(asked.root), on, questions=questions, keep=asked.scale.keep).table()
+        return grid_cost(runs, Places(asked.root), on, load=load, keep=asked.scale.keep).table()
 
 
 def grid_table(asked: Asked, runs: Sequence[Run], console: Console) -> str:
@@ -212,7 +213,7 @@ def grid_table(asked: Asked, runs: Sequence[Run], console: Console) -> str:
     results = [json.loads(places.result(key).read_text(encoding="utf-8")) for key in keys if places.done(key)]
     counted = f"{len(rows)} rows, {len(keys)} runs, {len(results)} of them done"
     if asked.scale.world is None and runs:
-        return f"{priced(asked, runs, questions(runs, asked, console), console)}\n{counted}"
+        return f"{priced(asked, runs, load_of(runs, asked, console), console)}\n{counted}"
     if results:
         each = sum(sum(result["seconds"].values()) for result in results) / len(results)
         left = len(keys) - len(results)
