@@ -73,7 +73,7 @@ def test_a_stopped_run_goes_on_to_the_same_weights(part, tmp_path, monkeypatch):
 
 def test_kept_patches_are_the_whole_images_patches_with_their_positions():
     torch.manual_seed(0)
-    model = new_clip(700, 2, 0).vision_model.eval()
+    model = new_clip(700, 0).vision_model.eval()
     pixels = torch.randn(2, 3, 64, 64)
     whole = model.embeddings(pixels)
     kept = torch.tensor([[3, 17], [60, 0]])
@@ -289,6 +289,21 @@ def test_the_teacher_follows_the_student_after_every_update(tmp_path):
     for start, teacher, student in parameters:
         torch.testing.assert_close(teacher, 0.75 * start + 0.25 * student)
     assert any(not torch.equal(a, b) for a, b in zip(began, trainer.teacher.parameters(), strict=True))
+
+
+def test_a_caption_is_read_to_its_end(tmp_path):
+    """What stands for a caption is the state of its last token, which has seen every word."""
+    trainer = clip.CLIPTrainer(clip.CLIPBudget(updates=1, batch=4, scenes=4), tmp_path)
+    captions = ["a red cup", "a red star", "an image with a blue cup, a green star and a red ring"]
+    text = trainer.ids_of(captions)
+    with torch.no_grad():
+        read = trainer.model.text_model.eval()(**text)
+    last = text["attention_mask"].sum(1) - 1
+    torch.testing.assert_close(read.pooler_output, read.last_hidden_state[torch.arange(3), last])
+    assert text["input_ids"].gather(1, last[:, None]).flatten().tolist() == [len(trainer.tokenizer)] * 3
+    assert len(last.unique()) == 2
+    one, other, _ = read.pooler_output
+    assert not torch.allclose(one, other)
 
 
 def test_clips_temperature_stays_where_its_authors_stop_it(tmp_path):

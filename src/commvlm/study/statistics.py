@@ -8,11 +8,11 @@ summed over the draws of images, so that ends of intervals and small p are not t
 100 % hardly move from seed to seed and rows half way do, so what is usual is reckoned in logits: 100 p (1 - p) points each;
 of CIDEr, which has no ceiling, in shares of the row's own.
 
-A seed settles the order of the data for every row, so a difference is taken seed by seed, and its variance is that of these
-differences. Two rows that differ by seed noise alone are then told apart in 0 to 6 % of cases with three seeds and in 0 to 9 %
-with two, whether noise is alike in points or in logits, ten times as large in some rows as in others, or shared between rows;
-in 8 to 13 % where it is the other way round, large near 100 % and small elsewhere. Drawing seeds with replacement did so in 21
-and 35 %. It says nothing of other encoders, worlds or budgets.
+A seed settles the order of the data for every row, so a difference is taken seed by seed, and its variance is that of
+these differences. Two rows that differ by seed noise alone are then told apart in 0 to 6 % of cases with three seeds
+and in 0 to 9 % with two, whether noise is alike in points or in logits, ten times as large in some rows as in others,
+or shared between rows; in 8 to 13 % where it is the other way round, large near 100 % and small elsewhere. Drawing
+seeds with replacement did so in 21 and 35 %. It says nothing of other encoders, worlds or budgets.
 """
 
 from __future__ import annotations

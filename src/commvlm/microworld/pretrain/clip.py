@@ -54,7 +54,7 @@ class CLIPTrainer(Pretraining[CLIPModel]):
         self.budget = budget
         self.tokenizer = build_tokenizer()
         self.tokenizer.padding_side = "right"
-        self.model = new_clip(len(self.tokenizer), self.tokenizer.eos_token_id, self.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
+        self.model = new_clip(len(self.tokenizer), self.tokenizer.pad_token_id)  # pyright: ignore[reportArgumentType]
         self.optimizers = optimizers(self.model, muon_lr=budget.muon_lr, adam_lr=budget.adam_lr)
         self.scenes, self.pixels = scene_pool(cache, budget.scenes, budget.difficulty)
 
@@ -75,11 +75,18 @@ class CLIPTrainer(Pretraining[CLIPModel]):
             shown = [list(scene.things) for scene in scenes]
             half = phase < b.windows + b.halves
             kept = kept_half(b.batch, rng) if half else None
-        texts = [caption(things, rng) + self.tokenizer.eos_token for things in shown]  # pyright: ignore[reportOperatorIssue]
-        ids = self.tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt")
+        ids = self.ids_of([caption(things, rng) for things in shown])
         meaning = [frozenset((t.color, t.category) for t in things) for things in shown]
         same = torch.tensor([[a == c for c in meaning] for a in meaning])
-        return pixels, kept, {"input_ids": ids["input_ids"], "attention_mask": ids["attention_mask"]}, same
+        return pixels, kept, ids, same
+
+    def ids_of(self, captions: list[str]) -> dict[str, Tensor]:
+        """Ids and mask of captions, each with the model's own end behind it (see `new_clip`)."""
+        texts = [text + self.tokenizer.eos_token for text in captions]  # pyright: ignore[reportOperatorIssue]
+        found = self.tokenizer(texts, padding=True, add_special_tokens=False, return_tensors="pt")
+        ends = found["input_ids"] == self.tokenizer.eos_token_id  # pyright: ignore[reportArgumentType]
+        ids = found["input_ids"].masked_fill(ends, len(self.tokenizer))  # pyright: ignore[reportAttributeAccessIssue]
+        return {"input_ids": ids, "attention_mask": found["attention_mask"]}
 
     def loss(self, update: int) -> tuple[Tensor, dict[str, float]]:
         """(symmetric contrastive loss; right: the share of images whose own caption is ranked first)."""

@@ -33,8 +33,13 @@ MEAN_STD = {
 """The published pixel statistics of the families; the tiny ones keep them, as their real models do."""
 
 
-def new_clip(vocabulary: int, eos: int, pad: int) -> CLIPModel:
-    """A CLIP of two small towers: the vision half has 1.6 M parameters, the text half two layers."""
+def new_clip(vocabulary: int, pad: int) -> CLIPModel:
+    """A CLIP of two small towers: the vision half has 1.6 M parameters, the text half two layers.
+
+    A caption ends with the id `vocabulary`, one beyond the tokenizer's. The tokenizer's own end is 2, and there the library
+    takes the caption from its token of the highest id (as the published configs of CLIP, which say 2, want it, whose end has
+    the highest), in the tiny vocabulary some word in the middle; the tower is causal, so what follows would not be read.
+    """
     vision = {
         **SIZE,
         "intermediate_size": 512,
@@ -45,8 +50,8 @@ def new_clip(vocabulary: int, eos: int, pad: int) -> CLIPModel:
     }
     text = {
         "hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 512,
-        "hidden_act": "gelu", "projection_dim": 128, "vocab_size": vocabulary, "max_position_embeddings": 40,
-        "eos_token_id": eos, "pad_token_id": pad, "bos_token_id": 1,
+        "hidden_act": "gelu", "projection_dim": 128, "vocab_size": vocabulary + 1, "max_position_embeddings": 40,
+        "eos_token_id": vocabulary, "pad_token_id": pad, "bos_token_id": 1,
     }  # fmt: skip
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=128, attn_implementation="eager")  # pyright: ignore[reportCallIssue]
     return CLIPModel(config)
