@@ -18,7 +18,7 @@ from test_train import largest_file
 from commvlm.model import feature_writer, vision
 from commvlm.model.feature_store import FeatureStore, image_key
 from commvlm.model.feature_writer import store_features
-from commvlm.model.frozen import FrozenEncoder, open_frozen, weight_hashes
+from commvlm.model.frozen import FrozenEncoder, difference, open_frozen, weight_hashes
 from commvlm.model.spec import EncoderSpec
 from commvlm.model.stored_pixels import StoredPixels, stored_pixels
 from commvlm.train.assemble import assemble, located
@@ -159,6 +159,16 @@ def counted(source: FrozenEncoder) -> list[int]:
         lambda _m, _a, kwargs: seen.append(len(kwargs["pixel_values"])), with_kwargs=True
     )
     return seen
+
+
+def test_equal_weights_that_are_used_otherwise_are_another_encoder(images, whole):
+    """OpenAI's CLIP with gelu in place of quick_gelu, say: every weight is there, and every feature another."""
+    other = clip()
+    assert difference(whole.identity, other.identity()) is None
+    other.encoder.config.hidden_act = "quick_gelu"
+    assert difference(whole.identity, other.identity()) == "hidden_act gelu there, quick_gelu now"
+    older = {name: value for name, value in whole.identity.items() if name != "computation"}
+    assert difference(older, clip().identity()) is None
 
 
 def test_a_stopped_pass_goes_on_behind_its_last_whole_shard(tmp_path, images, whole, monkeypatch):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from dataclasses import replace
@@ -168,6 +169,15 @@ def test_a_checkpoints_own_mean_and_std_win_over_its_familys(tmp_path, root):
     processor = build_processor(config, tiny_tokenizer())
     assert processor.image_processor.encoders[0]["mean"] == [0.1, 0.2, 0.3]
     assert processor.image_processor.encoders[0]["std"] == [0.4, 0.5, 0.6]
+    said = {
+        "do_normalize": False,
+        "image_mean": [0.1, 0.2, 0.3],
+        "image_std": [0.4, 0.5, 0.6],
+    }  # as RADIO's page has it
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(said))
+    config = build_config([EncoderSpec("dino", str(tmp_path))], language_model=name)
+    shown = build_processor(config, tiny_tokenizer()).image_processor.encoders[0]
+    assert (list(shown["mean"]), list(shown["std"])) == ([0, 0, 0], [1, 1, 1])
 
 
 def test_a_tokenizers_own_image_token_is_used_and_a_missing_one_added(root):

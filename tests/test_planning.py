@@ -19,6 +19,7 @@ from commvlm.app.gpus import GPUS, Gpu
 from commvlm.app.planning import Machine, Planner, Text, machine, paper_hours, remedies
 from commvlm.cli import main
 from commvlm.model.build import build_model
+from commvlm.model.cost import inspect_visual_half
 from commvlm.model.dry import Held, Shape, Way, held_bytes, step_flops
 from commvlm.model.memory import live_bytes
 from commvlm.model.spec import EncoderSpec, build_config
@@ -99,6 +100,16 @@ def test_a_plan_is_what_a_run_holds(options, stage):
         updates(recipe)
     assert plan.memory.total == pytest.approx(count.peak, rel=0.1)
     assert plan.memory.activations > 0.2 * plan.memory.total  # otherwise weights alone would pass
+
+
+def test_features_that_are_read_cost_no_encoder():
+    """The whole difference is the encoders' own forward pass, as `inspect` counts it."""
+    stored, looped = (micro(*options) for options in (["--train.features", "somewhere"], []))
+    plans = [Planner(recipe, HERE, TEXT).plan(recipe.train.stages[0]) for recipe in (stored, looped)]
+    parts = inspect_visual_half(build_config(**model_settings(looped.model)))
+    encoders = sum(part.flops for part in parts if part.part == "encoders")
+    assert plans[1].flops - plans[0].flops == looped.train.stages[0].batch * encoders > 0
+    assert plans[0].memory.total < plans[1].memory.total
 
 
 def test_checkpointing_costs_one_more_forward_of_the_blocks():

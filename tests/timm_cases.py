@@ -28,7 +28,7 @@ from test_model_tiny import enliven, language_model_folder, pixels, prompt, tiny
 from transformers import AutoModel, TimmWrapperConfig  # noqa: E402
 
 from commvlm.model import EncoderSpec, build_config, build_model, build_processor  # noqa: E402
-from commvlm.model.encoders import load_encoder, new_encoder, read_layers  # noqa: E402
+from commvlm.model.encoders import check_final_norm, load_encoder, new_encoder, read_layers  # noqa: E402
 from commvlm.model.families import family_of, grid, truncate  # noqa: E402
 
 DEPTH, SIDE = 4, 4
@@ -81,6 +81,16 @@ def test_final_norm_after_is_timms_own(case):
     with torch.no_grad():
         truth = library.timm_model.forward_features(images)[:, prefix:]
     torch.testing.assert_close(after, truth)
+
+
+def test_a_norm_behind_the_mean_is_none_of_the_patches(tmp_path):
+    architecture = "vit_large_patch14_reg4_dinov2"
+    arguments = {**SMALL, "img_size": SIDE * 14}
+    for pooled, normed in ((arguments, True), ({**arguments, "global_pool": "avg", "fc_norm": True}, False)):
+        config = TimmWrapperConfig(architecture=architecture, model_args=pooled)
+        assert family_of(config).normed(config) == normed
+    with pytest.raises(ValueError, match="final_norm 'after' is not available for timm_wrapper"):
+        check_final_norm(config, "after", name="e", deepest=DEPTH, depth=DEPTH)
 
 
 def test_a_lit_patch_lights_its_own_token(case):

@@ -204,7 +204,12 @@ class Planner:
         """What one forward pass reads: `micro` images, each with the recipe's group of questions."""
         group, text = self.recipe.data.group, self.text
         return Shape(
-            micro, self.config.num_image_tokens + text.front, (text.words,) * group, micro * group * text.answer, packed
+            micro,
+            self.config.num_image_tokens + text.front,
+            (text.words,) * group,
+            micro * group * text.answer,
+            packed,
+            stored=self.recipe.train.features is not None,
         )
 
     def _held(self, way: Way, micro: int, packed: bool, gradients: str) -> Held:

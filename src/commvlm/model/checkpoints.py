@@ -114,6 +114,8 @@ def _image_statistics(name: str) -> tuple[Triple | None, Triple | None]:
         return None, None
     try:
         settings = json.loads(Path(file).read_text(encoding="utf-8"))
+        if settings.get("do_normalize") is False:  # its mean and std, if it says any, are not applied
+            return (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
         return settings.get("image_mean"), settings.get("image_std")
     except (ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"checkpoint {name!r}: its preprocessor_config.json is no JSON object") from error

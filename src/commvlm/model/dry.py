@@ -7,6 +7,7 @@ family of language model or encoder, any merge and any set of trained parts is c
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -30,13 +31,15 @@ from .modeling import CommForConditionalGeneration
 class Shape:
     """What one forward pass reads. images: rows, each with one image. prefix: shared tokens of a row, visual ones included.
     branches: lengths of what follows in each row. supervised: positions of all rows that have logits. packed: all rows in
-    one, read by shared-prefix attention; otherwise padded rows with a mask."""
+    one, read by shared-prefix attention; otherwise padded rows with a mask. stored: the encoders' features are read, and no
+    encoder is run."""
 
     images: int
     prefix: int
     branches: tuple[int, ...]
     supervised: int
     packed: bool
+    stored: bool = False
 
     @property
     def row(self) -> int:
@@ -170,7 +173,10 @@ def step_loss(model: CommForConditionalGeneration, shape: Shape, *, autocast: bo
     config: Any = model.config
     rows = (1, shape.images * shape.row) if shape.packed else (shape.images, shape.row)
     ids = torch.zeros(rows, dtype=torch.long)
-    pixels = torch.zeros(shape.images, config.vision_config.pixels_per_image, dtype=model.dtype)
+    sizes = (config.vision_config.pixels_per_image,)
+    if shape.stored:
+        sizes = (1, sum(map(math.prod, model.model.vision_tower.stored_shapes())))
+    pixels = torch.zeros(shape.images, *sizes, dtype=model.dtype)
     model.model.language_model.set_attn_implementation(SHARED_PREFIX if shape.packed else "sdpa")
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         words = model.get_input_embeddings()(ids)

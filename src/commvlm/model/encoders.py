@@ -27,7 +27,7 @@ def check_final_norm(config: PreTrainedConfig, final_norm: str, *, name: str, de
     """
     if choice(final_norm, of=FINAL_NORMS, what=f"final_norm of encoder {name!r}") == "before":
         return
-    if not family_of(config).normed:
+    if not family_of(config).normed(config):
         raise ValueError(
             f"encoder {name!r}: final_norm 'after' is not available for {config.model_type}, which has no final norm of "
             "its patch tokens; use final_norm 'before'"

@@ -91,7 +91,7 @@ class Family:
     call: dict[str, Any] = field(default_factory=lambda: {"interpolate_pos_encoding": True})
     build: dict[str, Any] = field(default_factory=dict)
     set: dict[str, Any] = field(default_factory=dict)
-    normed: bool = True
+    normed: Callable[[Any], bool] = lambda c: True
     inputs: Callable[[Tensor, Any], dict[str, Tensor]] = _one
     blocks: Callable[[Any], Sequence[nn.Module]] = _blocks
     depth: Callable[[Any], int] = lambda c: c.num_hidden_layers
@@ -110,8 +110,8 @@ def _native(**settings: Any) -> Family:
 
 
 FAMILIES: dict[str, Family] = {
-    "clip_vision_model": Family(prefix=lambda c: 1, mean=CLIP_MEAN, std=CLIP_STD, normed=False),
-    "metaclip_2_vision_model": Family(prefix=lambda c: 1, mean=CLIP_MEAN, std=CLIP_STD, normed=False),
+    "clip_vision_model": Family(prefix=lambda c: 1, mean=CLIP_MEAN, std=CLIP_STD, normed=lambda c: False),
+    "metaclip_2_vision_model": Family(prefix=lambda c: 1, mean=CLIP_MEAN, std=CLIP_STD, normed=lambda c: False),
     "siglip_vision_model": Family(prefix=lambda c: 0, mean=HALF, std=HALF, set={"vision_use_head": False}),
     "siglip2_vision_model": _native(
         prefix=lambda c: 0, mean=HALF, std=HALF, set={"vision_use_head": False}, inputs=_patches,
@@ -127,11 +127,13 @@ FAMILIES: dict[str, Family] = {
     ),
     # RADIO normalises by itself: it is given RGB in [0, 1]. It has no final norm.
     "radio": _native(
-        prefix=lambda c: c.num_cls_tokens + c.num_registers, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0), normed=False
+        prefix=lambda c: c.num_cls_tokens + c.num_registers, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0),
+        normed=lambda c: False,
     ),
     "timm_wrapper": Family(
         prefix=timm.prefix, call={"do_pooling": False}, blocks=timm.blocks, depth=timm.depth, width=timm.width,
         patch=timm.patch, size=timm.size, fields=timm.fields, cut=timm.cut, resize=timm.resize, sized=timm.sized,
+        normed=timm.normed,
     ),
 }  # fmt: skip
 

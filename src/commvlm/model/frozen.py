@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
@@ -22,6 +23,11 @@ from .spec import EncoderSpec, vision_config
 from .tokens import Grid
 from .vision import CommVisionModel
 
+USES = (
+    "hidden_act", "num_attention_heads", "num_key_value_heads", "head_dim", "layer_norm_eps", "rms_norm_eps", "rope_theta",
+    "rope_parameters", "pos_embed_rescale", "architecture",
+)  # fmt: skip
+"""Fields of an encoder's config that change what its weights give, and leave their shapes as they are."""
 COMPUTED = ("fp32", "bf16")
 """How an encoder is run: in float32, or under bfloat16 autocast as training does it."""
 
@@ -78,6 +84,7 @@ class FrozenEncoder:
         shown = self.images.encoders[0]
         return {
             "weights": weight_hashes(self.encoder),
+            "computation": computation(self.encoder.config),
             "layers": list(self.layers),
             "final_norm": self.final_norm,
             "image_size": shown["size"],
@@ -86,6 +93,12 @@ class FrozenEncoder:
             "geometry": self.images.geometry,
             "pad_color": list(self.images.pad_color),
         }
+
+
+def computation(config: Any) -> dict[str, Any]:
+    """What the config says of how the weights are used, as far as weights of one shape can be used in several ways."""
+    said = json.loads(json.dumps(config.to_dict(), default=str))
+    return {name: said[name] for name in USES if said.get(name) is not None}
 
 
 def weight_hashes(encoder: PreTrainedModel) -> dict[str, Any]:
@@ -111,6 +124,10 @@ def difference(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> str | Non
     for name in ("image_size", "mean", "std", "geometry", "pad_color", "final_norm"):
         if stored[name] != asked[name]:
             return f"{name} {stored[name]} there, {asked[name]} now"
+    there, now = stored.get("computation", asked["computation"]), asked["computation"]  # older stores do not say it
+    for name in sorted({*there, *now}):
+        if there.get(name) != now.get(name):
+            return f"{name} {there.get(name)} there, {now.get(name)} now"
     deepest = max(asked["layers"])
     there, now = stored["weights"], asked["weights"]
     if there["rest"] != now["rest"]:

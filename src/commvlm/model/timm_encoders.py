@@ -20,13 +20,15 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Anatomy:
-    """Blocks, channels, side of a patch and of the image in pixels, tokens before the patches."""
+    """Blocks, channels, side of a patch and of the image in pixels, tokens before the patches; whether patches are normed
+    behind the last block (where timm pools by the mean, the norm stands behind that)."""
 
     depth: int
     width: int
     patch: int
     size: int
     prefix: int
+    normed: bool
 
 
 def require_timm() -> None:
@@ -48,7 +50,8 @@ def _anatomy(architecture: str, model_args: str) -> Anatomy:
         with torch.device("meta"):
             model: Any = timm.create_model(architecture, pretrained=False, num_classes=0, **json.loads(model_args))
         patch, size = model.patch_embed.patch_size, model.patch_embed.img_size
-        return Anatomy(len(model.blocks), model.embed_dim, patch[0], size[0], model.num_prefix_tokens)
+        normed = not isinstance(model.norm, nn.Identity)
+        return Anatomy(len(model.blocks), model.embed_dim, patch[0], size[0], model.num_prefix_tokens, normed)
     except (AttributeError, TypeError, RuntimeError) as error:
         raise ValueError(
             f"timm's {architecture!r} is no plain vision transformer that can be read ({str(error).splitlines()[0][:120]})"
@@ -62,6 +65,11 @@ def _of(config: Any) -> Anatomy:
 def prefix(config: Any) -> int:
     """Tokens before the patches."""
     return _of(config).prefix
+
+
+def normed(config: Any) -> bool:
+    """Whether patch tokens go through a final norm."""
+    return _of(config).normed
 
 
 def depth(config: Any) -> int:

@@ -100,14 +100,19 @@ class CommVisionModel(PreTrainedModel):
         pieces = pixel_values.split([3 * size * size for size in sizes], dim=1)
         return [piece.view(-1, 3, size, size) for piece, size in zip(pieces, sizes, strict=True)]
 
-    def split_features(self, features: Tensor) -> list[Tensor]:
-        """(images, 1, F) -> [encoder](images, layers, N, d): what a store kept of the asked layers. Raises ValueError on
-        another F."""
+    def stored_shapes(self) -> list[tuple[int, int, int]]:
+        """[encoder](layers, N, d): what a store keeps of an image."""
         shapes = []
         for branch in self.config.branches or []:
             rows, columns = self.config.grid_of(branch["name"])
             config = self.config.encoder_config(branch["name"])
             shapes.append((len(branch["layers"]), rows * columns, family_of(config).width(config)))
+        return shapes
+
+    def split_features(self, features: Tensor) -> list[Tensor]:
+        """(images, 1, F) -> [encoder](images, layers, N, d): what a store kept of the asked layers. Raises ValueError on
+        another F."""
+        shapes = self.stored_shapes()
         sizes = [prod(shape) for shape in shapes]
         if features.shape[1:] != (1, sum(sizes)):
             raise ValueError(

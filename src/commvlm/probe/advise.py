@@ -34,14 +34,15 @@ class Candidate:
     point: Point
     gflops: float
 
-    def setting(self, checkpoint: str) -> dict[str, Any]:
-        """As an entry of a recipe's model.encoders."""
+    def setting(self, checkpoint: str, source: Mapping[str, Any]) -> dict[str, Any]:
+        """As an entry of a recipe's model.encoders. source: what the probe says of the encoder."""
         layers, merge = MERGE_OF.get(self.place, (None, "mean"))
         return {
             "name": self.encoder,
             "checkpoint": checkpoint,
             "layers": int(self.place) if layers is None else layers,
             "merge": merge,
+            **_shown(source),
         }
 
 
@@ -63,13 +64,24 @@ class Advice:
 def costs(probe: Probe) -> dict[tuple[str, str], float]:
     """(encoder, place) -> GFLOPs of an image, counted on the meta device (`model.cost`)."""
     places = {(name, place) for name, place, *_ in probe.points if name in probe.encoders()}
-    return {(name, place): _gflops(probe.sources[name]["checkpoint"], place) for name, place in places}
+    found = {}
+    for name, place in places:
+        source = probe.sources[name]
+        found[name, place] = _gflops(source["checkpoint"], place, source.get("image_size"))
+    return found
+
+
+def _shown(source: Mapping[str, Any]) -> dict[str, Any]:
+    """The image size and weights that were probed, where a recipe's would be others."""
+    usual = {"image_size": None, "weights": "checkpoint"}
+    return {name: source[name] for name, value in usual.items() if source.get(name, value) != value}
 
 
 @lru_cache(maxsize=512)
-def _gflops(checkpoint: str, place: str) -> float:
+def _gflops(checkpoint: str, place: str, image_size: int | None) -> float:
     layers, merge = MERGE_OF.get(place, (None, "mean"))
-    spec = EncoderSpec("encoder", checkpoint, layers=int(place) if layers is None else layers, merge=merge)
+    chosen = int(place) if layers is None else layers
+    spec = EncoderSpec("encoder", checkpoint, layers=chosen, merge=merge, image_size=image_size)
     return visual_flops(vision_config([spec], fuse="channel-concat", reduce="none", language_width=1)) / 1e9
 
 
@@ -104,7 +116,8 @@ def recipe_text(
     over all of those. checkpoints: encoder -> its checkpoint, as a recipe says it."""
     settings: dict[str, dict[str, Any]] = {}
     for advice in advices:
-        chosen = advice.chosen.setting(checkpoints[advice.chosen.encoder])
+        encoder = advice.chosen.encoder
+        chosen = advice.chosen.setting(checkpoints[encoder], probe.sources[encoder])
         kept = settings.setdefault(chosen["name"], chosen)
         if kept != chosen:
             depth = probe.sources[chosen["name"]]["depth"]

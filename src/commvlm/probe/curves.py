@@ -3,6 +3,7 @@ are paired."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -32,11 +33,24 @@ class Interval(NamedTuple):
 
 
 @dataclass(frozen=True)
+class Halves:
+    """A score on every other test image, and on those between. values (2,): means over seeds. draws (2, DRAWS): on other
+    images and seeds. weights (2,), weighed (2, DRAWS): each half's part of the whole score."""
+
+    values: np.ndarray
+    draws: np.ndarray
+    weights: np.ndarray
+    weighed: np.ndarray
+
+
+@dataclass(frozen=True)
 class Point:
-    """One score. seeds (S,): each seed's. draws (DRAWS,): the score on other images and seeds."""
+    """One score. seeds (S,): each seed's. draws (DRAWS,): the score on other images and seeds. halves: the same on two halves
+    of the images; None where these are not known."""
 
     seeds: np.ndarray
     draws: np.ndarray
+    halves: Halves | None = None
 
     @property
     def interval(self) -> Interval:
@@ -116,12 +130,41 @@ class Probe:
 
 def _point(sums: np.ndarray, counts: np.ndarray, times: np.ndarray, *, seed: int) -> Point:
     """times (draws, images): how often each image is drawn."""
-    total = times @ counts
-    scores = np.divide(
-        times @ sums.T, total[:, None], out=np.full((len(times), len(sums)), np.nan), where=total[:, None] > 0
-    )
     chosen = np.random.default_rng(seed).integers(len(sums), size=(len(times), len(sums)))
-    return Point(sums.sum(1) / counts.sum(), np.take_along_axis(scores, chosen, axis=1).mean(1))
+
+    def drawn(images: slice) -> tuple[np.ndarray, np.ndarray]:
+        total = times[:, images] @ counts[images]
+        empty = np.full((len(times), len(sums)), np.nan)
+        scores = np.divide(times[:, images] @ sums[:, images].T, total[:, None], out=empty, where=total[:, None] > 0)
+        return np.take_along_axis(scores, chosen, axis=1).mean(1), total
+
+    halves = [slice(0, None, 2), slice(1, None, 2)]
+    (one, first), (other, second) = (drawn(images) for images in halves)
+    parts = np.array([counts[images].sum() for images in halves])
+    return Point(
+        sums.sum(1) / counts.sum(),
+        drawn(slice(None))[0],
+        Halves(
+            np.array([sums[:, images].sum() / max(counts[images].sum(), 1e-12) / len(sums) for images in halves]),
+            np.stack([one, other]), parts / parts.sum(), np.stack([first, second]) / np.maximum(first + second, 1e-12),
+        ),
+    )  # fmt: skip
+
+
+def highest(curve: Mapping[int, Point]) -> Point:
+    """The best place's score, on images that did not choose it: each half of the test images is answered by the place that is
+    best on the other half. The highest of many equal scores would be above any one of them by chance alone.
+
+    Points whose halves are not known give the best of them as it stands.
+    """
+    points = list(curve.values())
+    known = [point.halves for point in points if point.halves is not None]
+    if len(known) < len(points):
+        return max(points, key=lambda point: point.seeds.mean())
+    tops = [max(known, key=lambda halves, other=other: halves.values[other]) for other in (1, 0)]
+    value = sum(top.weights[half] * top.values[half] for half, top in enumerate(tops))
+    draws = sum(top.weighed[half] * np.nan_to_num(top.draws[half]) for half, top in enumerate(tops))
+    return Point(np.array([value]), np.asarray(draws))
 
 
 def best(curve: dict[int, Point]) -> tuple[int, list[int]]:

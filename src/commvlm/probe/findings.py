@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from .advise import place_name, shown
-from .curves import Interval, Point, Probe, best, layer_shift
+from .curves import Interval, Point, Probe, best, highest, layer_shift
 from .tasks import TITLES
 
 HEAD = "mlp"
@@ -60,13 +60,6 @@ def _twin_gap(probe: Probe, encoder: str, metric: str) -> Interval | None:
     own = probe.curve(encoder, HEAD, metric)
     random = probe.curve(twin, HEAD, metric) if twin is not None else {}
     return highest(own).minus(highest(random)) if own and random else None
-
-
-def highest(curve: Mapping[int, Point]) -> Point:
-    """The best layer's score; in every sample the best of that sample, so that the choice of the layer is in the interval."""
-    points = list(curve.values())
-    top = max(points, key=lambda point: point.seeds.mean())
-    return Point(top.seeds, np.max([point.draws for point in points], axis=0))
 
 
 def _of(interval: Interval, wanted: int = 1) -> str:
@@ -133,31 +126,46 @@ def _second(probe: Probe) -> Iterator[Row]:
         "gain": "DINOv2 gains more than CLIP from a non-linear head (REC)",
         "pope": "DINOv2's best single layer is below CLIP's on presence",
     }
-    if not {"clip", "dinov2"} <= set(probe.encoders()) or set(probe.heads()) < {"linear", "mlp"}:
-        yield from (
-            Row("F2", claim, "the probe has no clip and dinov2 under both heads", NOT_READ) for claim in claims.values()
-        )
-        return
-    clip, dino = _curves(probe, "clip"), _curves(probe, "dinov2")
-    plain = {name: highest(probe.curve(name, "linear", "rec")) for name in ("clip", "dinov2")}
-    half = probe.sources["dinov2"]["depth"] // 2
-    gap = highest({k: p for k, p in dino["rec"].items() if k > half}).minus(highest(clip["rec"]))
-    yield Row(
-        "F2",
-        claims["deep"],
-        f"best of DINOv2's second half minus CLIP's best: {shown(gap)}",
-        _of(gap),
-        ("dinov2",),
-        "rec",
+    there = {"clip", "dinov2"} <= set(probe.encoders())
+    curves = {name: _curves(probe, name) if there else {} for name in ("clip", "dinov2")}
+    plain = {name: probe.curve(name, "linear", "rec") if there else {} for name in curves}
+    rec, auc = (all(metric in curve for curve in curves.values()) for metric in ("rec", "auc"))
+    yield _deep(probe, curves, claims["deep"]) if rec else _lacks("F2", claims["deep"], "REC", HEAD)
+    yield (
+        _gain(curves, plain, claims["gain"])
+        if rec and all(plain.values())
+        else _lacks("F2", claims["gain"], "REC", "linear and mlp")
     )
-    gains = {
-        name: _difference(highest(curve["rec"]), plain[name]) for name, curve in (("clip", clip), ("dinov2", dino))
-    }
+    yield _presence(curves, claims["pope"]) if auc else _lacks("F2", claims["pope"], "presence", HEAD)
+
+
+def _lacks(finding: str, claim: str, task: str, heads: str) -> Row:
+    return Row(finding, claim, f"the probe has no {task} of clip and dinov2 (heads: {heads})", NOT_READ)
+
+
+Curves = Mapping[str, Mapping[str, dict[int, Point]]]
+
+
+def _deep(probe: Probe, curves: Curves, claim: str) -> Row:
+    half = probe.sources["dinov2"]["depth"] // 2
+    deep = {k: p for k, p in curves["dinov2"]["rec"].items() if k > half}
+    if not deep:
+        return Row("F2", claim, "the probe has none of DINOv2's second half", NOT_READ)
+    gap = highest(deep).minus(highest(curves["clip"]["rec"]))
+    told = f"best of DINOv2's second half minus CLIP's best: {shown(gap)}"
+    return Row("F2", claim, told, _of(gap), ("dinov2",), "rec")
+
+
+def _gain(curves: Curves, plain: Mapping[str, dict[int, Point]], claim: str) -> Row:
+    gains = {name: _difference(highest(curve["rec"]), highest(plain[name])) for name, curve in curves.items()}
     more = gains["dinov2"].minus(gains["clip"])
     told = f"DINOv2 {shown(gains['dinov2'].interval)}, CLIP {shown(gains['clip'].interval)}; difference {shown(more)}"
-    yield Row("F2", claims["gain"], f"MLP minus linear, best layers: {told}", _of(more), ("dinov2",), "rec")
-    gap = highest(dino["auc"]).minus(highest(clip["auc"]))
-    yield Row("F2", claims["pope"], f"DINOv2 minus CLIP, presence AUC: {shown(gap)}", _of(gap, -1), ("dinov2",), "auc")
+    return Row("F2", claim, f"MLP minus linear, best layers: {told}", _of(more), ("dinov2",), "rec")
+
+
+def _presence(curves: Curves, claim: str) -> Row:
+    gap = highest(curves["dinov2"]["auc"]).minus(highest(curves["clip"]["auc"]))
+    return Row("F2", claim, f"DINOv2 minus CLIP, presence AUC: {shown(gap)}", _of(gap, -1), ("dinov2",), "auc")
 
 
 def _difference(a: Point, b: Point) -> Point:

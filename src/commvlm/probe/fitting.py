@@ -28,7 +28,7 @@ _BROKEN = (OSError, ValueError, KeyError, EOFError, BadZipFile)
 class Source:
     """What features come from. kind: "trained", "twin" (its random weights), "random" or "position" (no image at all).
     encoder: the name that its curve goes by. layers: those that are read, of `depth`. identity: hash of what its features
-    depend on. folder: of its store; None for "position"."""
+    depend on. folder: of its store; None for "position". image_size, weights: as `recipe.Encoder` says them."""
 
     name: str
     kind: str
@@ -39,6 +39,8 @@ class Source:
     layers: tuple[int, ...]
     identity: str
     folder: Path | None
+    image_size: int | None = None
+    weights: str = "checkpoint"
 
 
 @dataclass(frozen=True)

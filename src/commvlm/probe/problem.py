@@ -31,12 +31,14 @@ class Thing:
 
 @dataclass(frozen=True)
 class Picture:
-    """size: width, height in pixels. open: the image, RGB. identity: what tells it from others."""
+    """size: width, height in pixels. open: the image, RGB. identity: what tells it from others. seen: words that are true of
+    something in it, asked about or not."""
 
     identity: str
     size: tuple[int, int]
     open: Callable[[], Image.Image]
     things: tuple[Thing, ...]
+    seen: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Problem:
         digest = hashlib.sha256(repr((self.words, self.categories, self.geometry)).encode())
         for pictures in (self.train, self.test):
             for picture in pictures:
-                digest.update(repr((picture.identity, picture.size, picture.things)).encode())
+                more = (picture.seen,) if picture.seen else ()
+                digest.update(repr((picture.identity, picture.size, picture.things, *more)).encode())
             digest.update(b"|")
         return digest.hexdigest()[:16]
 
@@ -77,7 +80,8 @@ class Truth:
 
     owner (n, N): the place among `words` of the object that covers most of a patch, -1 for none. image (objects,): each
     object's image. words (objects, W): 0 or 1. boxes (objects, 4): corners as shares of what the encoder is shown.
-    queries (questions, 2): object, and row of `asked` (rows, W).
+    queries (questions, 2): object, and row of `asked` (rows, W). seen (n, W): what is true of something in an image, asked
+    about or not.
     """
 
     views: list[View]
@@ -88,12 +92,12 @@ class Truth:
     pixels: list[Box]
     queries: Tensor
     asked: Tensor
+    seen: Tensor
 
     @property
     def present(self) -> Tensor:
-        """(n, W): whether any object of an image has the word."""
-        counts = torch.zeros(len(self.views), self.words.shape[1]).index_add_(0, self.image, self.words)
-        return counts.clamp_max(1)
+        """(n, W): whether anything in an image has the word."""
+        return self.seen.index_add(0, self.image, self.words).clamp_max(1)
 
 
 def truth_of(words: Sequence[str], pictures: Sequence[Picture], grid: Grid, *, geometry: str = "pad-square") -> Truth:
@@ -118,6 +122,7 @@ def truth_of(words: Sequence[str], pictures: Sequence[Picture], grid: Grid, *, g
     return Truth(
         views, owner, torch.tensor(image), torch.stack(named), torch.tensor(boxes, dtype=torch.float32),
         [thing.box for picture in pictures for thing in picture.things], torch.tensor(queries), torch.stack(asked),
+        torch.stack([_row(places, picture.seen) for picture in pictures]),
     )  # fmt: skip
 
 

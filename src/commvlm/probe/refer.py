@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from PIL import Image
 from ..data.example import Box, Example
 from ..data.images import open_image
 from ..data.readers import read
+from ..data.readers.files import read_object
 from .problem import Picture, Problem, Thing
 
 VOCABULARY = 300
@@ -23,6 +25,7 @@ OFTEN = 2
 """Training objects that a word must be said of to be learnt."""
 HELD = 0.25
 """Share of images that are asked about, where the files have no split."""
+NOTHING: Mapping[int, Sequence[int]] = {}
 PLAIN = frozenset(
     ("a", "an", "the", "of", "in", "on", "at", "to", "with", "and", "is", "are", "that", "it", "by", "from", "for")
 )
@@ -44,7 +47,10 @@ def refer_problem(data: Path, *, images: Path | None = None, train: int, test: i
     pickles = sorted(folder.glob("refs(*).p"), key=_as_the_field_splits) if data.is_dir() else []
     if pickles or data.suffix == ".p":
         files: dict[str, Any] = {"refs": pickles[0] if pickles else data, "instances": folder / "instances.json"}
-        fitted, held = (_pictures(read("refer", images=images, split=split, **files)) for split in ("train", "val"))
+        kinds = _kinds(files["instances"])
+        fitted, held = (
+            _pictures(read("refer", images=images, split=split, **files), kinds) for split in ("train", "val")
+        )
     else:
         fitted, held = _lines(data, images)
     fitted, held = fitted[:train], held[:test]
@@ -79,16 +85,25 @@ def _lines(data: Path, images: Path) -> tuple[list[Picture], list[Picture]]:
     return ranked[count:], ranked[:count]
 
 
-def _pictures(examples: Iterable[Example]) -> list[Picture]:
-    """Examples of one image together, expressions of one box as one object, in order of their first."""
+def _kinds(instances: Path) -> dict[int, list[int]]:
+    """Image -> categories of all that is annotated in it, also of what no expression speaks of."""
+    found: dict[int, set[int]] = {}
+    for entry in read_object(instances).entries("annotations", "annotation"):
+        if entry.has("category_id"):
+            found.setdefault(entry.integer("image_id"), set()).add(entry.integer("category_id"))
+    return {image: sorted(kinds) for image, kinds in found.items()}
+
+
+def _pictures(examples: Iterable[Example], kinds: Mapping[int, Sequence[int]] = NOTHING) -> list[Picture]:
+    """Examples of one image together, expressions of one box as one object, in order of their first. kinds: see `_kinds`."""
     found: dict[Path, dict[Box, list[Example]]] = {}
     for example in examples:
         assert example.image is not None
         found.setdefault(example.image, {}).setdefault(example.turns[0].answer_boxes[0][0], []).append(example)
-    return [_picture(path, objects) for path, objects in found.items()]
+    return [_picture(path, objects, kinds) for path, objects in found.items()]
 
 
-def _picture(path: Path, objects: dict[Box, list[Example]]) -> Picture:
+def _picture(path: Path, objects: dict[Box, list[Example]], kinds: Mapping[int, Sequence[int]]) -> Picture:
     facts = next(iter(objects.values()))[0].facts
     size = (int(facts["width"]), int(facts["height"])) if {"width", "height"} <= facts.keys() else open_image(path).size
     things = []
@@ -99,7 +114,8 @@ def _picture(path: Path, objects: dict[Box, list[Example]]) -> Picture:
         things.append(Thing(box, (*(() if kind is None else (category(kind),)), *named), asked))
     state = path.stat()
     identity = f"{path}:{state.st_size}:{state.st_mtime_ns}"
-    return Picture(identity, size, partial(_open, path, size), tuple(things))
+    seen = tuple(category(kind) for kind in kinds.get(int(facts.get("image_id", -1)), ()))
+    return Picture(identity, size, partial(_open, path, size), tuple(things), seen)
 
 
 def _open(path: Path, size: tuple[int, int]) -> Image.Image:
@@ -147,4 +163,4 @@ def _known(picture: Picture, words: set[str]) -> Picture:
         )
         for t in picture.things
     )
-    return Picture(picture.identity, picture.size, picture.open, things)
+    return replace(picture, things=things, seen=tuple(w for w in picture.seen if w in words))

@@ -149,7 +149,7 @@ class _Passes:
         identity = hashlib.sha256(json.dumps(frozen.identity()).encode()).hexdigest()[:16]
         source = Source(
             name, kind, spec.name, spec.checkpoint, frozen.grid, frozen.depth, frozen.layers, identity,
-            self.out / "features" / name,
+            self.out / "features" / name, spec.image_size, spec.weights,
         )  # fmt: skip
         lacking = [u for u in units_of(source, self.settings) if not unit_done(self.out / "units", u)]
         if lacking or not self.keys.keys() >= {p.identity for p in (*self.problem.train, *self.problem.test)}:

@@ -80,7 +80,7 @@ class GridCost:
 def grid_cost(runs: Sequence[Run], places: Places, on: Machine, *, load: Load, keep: bool = False) -> GridCost:
     """Plans the dearest row of every number of visual tokens; the others differ from it by their visual halves.
 
-    Encoders run forward once an image (not at all where features are read), what is trained of a visual half three times. A
+    Encoders run forward once an image (not at all where features are read), what is trained of a visual half thrice. A
     run that several rows share is counted with the first of them. load: of each run. keep: whether trained models stay.
     """
     first: dict[str, Run] = {}
@@ -93,12 +93,16 @@ def grid_cost(runs: Sequence[Run], places: Places, on: Machine, *, load: Load, k
     visual = {name: visual_flops(run.recipe.model) for name, run in first.items()}
     plans: dict[int, tuple[list[StagePlan], float]] = {}
     model = 0
-    for name in sorted(first, key=lambda name: -visual[name][1]):
-        tokens, flops, _ = visual[name]
+    stepped = {
+        name: flops - (encoders if first[name].recipe.train.features is not None else 0)
+        for name, (_, flops, encoders) in visual.items()
+    }
+    for name in sorted(first, key=lambda name: -stepped[name]):
+        tokens = visual[name][0]
         if tokens not in plans:
             planner = Planner(first[name].recipe, on)
             model = max(model, 4 * planner.parameters())  # saved in fp32
-            plans[tokens] = [planner.plan(stage) for stage in first[name].recipe.train.stages], flops
+            plans[tokens] = [planner.plan(stage) for stage in first[name].recipe.train.stages], stepped[name]
     rows = {}
     reader = Reader.of(build_config(**model_settings(next(iter(first.values())).recipe.model)))
     for name, run in first.items():
@@ -109,7 +113,7 @@ def grid_cost(runs: Sequence[Run], places: Places, on: Machine, *, load: Load, k
             half=evaluate.precision == "bf16", text=Text(),
         )  # fmt: skip
         stages, dearest = plans[tokens]
-        less = dearest - flops + (encoders if run.recipe.train.features is not None else 0)
+        less = dearest - stepped[name]
         images = sum(plan.stage.batch * plan.stage.steps for plan in stages)
         speed = on.count * on.peak * on.efficiency
         training = sum(plan.hours for plan in stages) - less * images / speed / 3600
