@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import struct
 import zlib
@@ -264,6 +265,7 @@ def test_a_run_of_single_questions_is_asked_without_history(world, tmp_path):
     (tmp_path / "model" / "config.json").write_text('{"model_type": "comm"}')
     assert history_of(tmp_path / "model") is None
     (tmp_path / "recipe.yaml").write_text(as_yaml(recipe))
+    (tmp_path / "run.json").write_text(json.dumps({"model": "model"}))
     assert history_of(tmp_path / "model") == 0
 
 

@@ -181,8 +181,9 @@ def history_of(checkpoint: Path | str) -> int | None:
     model) has no source of dialogues, so that it has only ever read single questions. None for a model without a recipe."""
     from ..train.recipe import load_recipe
 
-    recipe = resolve_checkpoint(checkpoint).parent / "recipe.yaml"
-    if not recipe.is_file():
+    folder = resolve_checkpoint(checkpoint).parent
+    recipe = folder / "recipe.yaml"
+    if not (recipe.is_file() and (folder / "run.json").is_file()):  # a saved model may lie beside any file of that name
         return None
     formats = {source.format for source in load_recipe(recipe).data.sources}
     return None if formats & set(DIALOGUES) else 0

@@ -31,7 +31,8 @@ def push(folder: Path, name: str, *, private: bool = False) -> str:
     """
     api = HfApi(library_name="commvlm")
     try:
-        address = api.create_repo(name, private=private, exist_ok=True)
+        # None leaves it to the organisation; False would say public where new repositories are private.
+        address = api.create_repo(name, private=private or None, exist_ok=True)
         api.upload_folder(
             repo_id=address.repo_id, folder_path=folder, commit_message="Upload the model, exported by commvlm"
         )
