@@ -320,7 +320,7 @@ def test_the_whole_study_of_two_rows_and_its_report(tmp_path, capsys):
     assert told.startswith("# Ours\n<!-- study: begin -->\nScale tiny: 6 training and 3 test scenes; 2 of 2 runs")
     assert f"| {said['pair'][0]} 8 | 1 | " in told
     assert told.endswith("<!-- study: end -->\nlast\n")
-    assert "old" not in told
+    assert "\nold\n" not in told
     assert (root / "results" / f"{key}.json").stat().st_mtime_ns == stamp
     bundle = tmp_path / "runs.jsonl.xz"
     capsys.readouterr()
