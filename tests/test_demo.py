@@ -137,9 +137,12 @@ def test_uploads_that_cannot_be_used_are_refused_and_the_image_stays(visitor, tm
 
 def test_a_visitor_that_leaves_takes_the_images_along(answerer):
     visitor = Session(answerer)
+    visitor.pick(1)
+    replaced = visitor.about.image
     visitor.pick(0)
     image = visitor.about.image
     assert image.is_file()
+    assert not replaced.exists()
     visitor.close()
     assert not image.exists()
     assert not image.parent.exists()

@@ -8,6 +8,7 @@ import http.server
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import threading
@@ -87,6 +88,14 @@ def run(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def exported(run, tmp_path_factory) -> Path:
     return export(run, tmp_path_factory.mktemp("exported") / "comm", Export("me/comm", license="apache-2.0"))
+
+
+def test_a_demo_keeps_the_receipts_of_the_run_that_it_names(run, tmp_path):
+    (tmp_path / "comm").symlink_to(run)
+    (tmp_path / "run.json").write_text('{"model": "comm"}')
+    for place in (tmp_path, run / "model"):
+        out = export(place, tmp_path / f"out-{place.name}", Export("a", code=False))
+        assert json.loads((out / "receipts" / "rec.json").read_text()) == RECEIPT
 
 
 def asked(folder: Path, image: Path) -> tuple[dict[str, Any], Any, Any]:
@@ -203,9 +212,10 @@ def test_without_code_and_in_half_precision(run, images, tmp_path):  # noqa: F81
         one, other = half(**batch).logits.float(), whole(**batch).logits
     assert float((one - other).norm() / other.norm()) < 0.03  # eight bits, layer after layer
     assert "import commvlm" in (out / "README.md").read_text()
-    assert "Scores" not in (out / "README.md").read_text()
-    scored = export(run, tmp_path / "scored", Export("half", dtype="bf16"))
-    assert "converted after they were scored" in (scored / "README.md").read_text()
+    assert "converted after they were scored" in (out / "README.md").read_text()
+    shutil.copytree(run / "model", tmp_path / "bare")
+    bare = export(tmp_path / "bare", tmp_path / "unscored", Export("half", code=False))
+    assert "Scores" not in (bare / "README.md").read_text()
 
 
 def test_what_cannot_be_exported_is_refused_in_one_line_and_leaves_nothing(run, exported, tmp_path, capsys):

@@ -1,14 +1,9 @@
-"""Other models through the same runner: tiny LLaVA and Qwen-VL of the library, and lmms-eval with a stub in its place."""
+"""Other models through the same runner: tiny LLaVA and Qwen-VL of the library."""
 
 from __future__ import annotations
 
 import json
-import sys
-from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from importlib.metadata import entry_points
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
@@ -39,9 +34,7 @@ from commvlm.data.geometry import GEOMETRIES
 from commvlm.data.templates import instruct
 from commvlm.evaluate.predictions import read_predictions
 from commvlm.evaluate.run import predict, score
-from commvlm.train.assemble import assemble, load_tokenizer
-from commvlm.train.recipe import load_recipe
-from commvlm.train.whole import save_whole
+from commvlm.train.assemble import load_tokenizer
 
 TEMPLATE = (
     "{% for m in messages %}{{ m.role }}: {% for c in m.content %}"
@@ -230,112 +223,3 @@ def test_what_is_no_model_is_one_line(tmp_path):
     with pytest.raises(ValueError, match="cannot be loaded as an image-text-to-text model") as error:
         load_library_model(tmp_path)
     assert "\n" not in str(error.value)
-
-
-# --- lmms-eval ---
-
-
-@dataclass(frozen=True)
-class ModelManifest:
-    """As lmms_eval.models.registry_v2 has it."""
-
-    model_id: str
-    simple_class_path: str | None = None
-    chat_class_path: str | None = None
-    aliases: tuple[str, ...] = ()
-
-
-class Lmms(ABC):
-    """As lmms_eval.api.model has it: what a model must offer."""
-
-    is_simple = True
-
-    def __init__(self) -> None:
-        self.task_dict: dict = {}
-
-    @abstractmethod
-    def loglikelihood(self, requests): ...
-
-    @abstractmethod
-    def generate_until(self, requests): ...
-
-    @abstractmethod
-    def generate_until_multi_round(self, requests): ...
-
-
-@pytest.fixture
-def harness(monkeypatch):
-    modules = {name: ModuleType(name) for name in ("lmms_eval", "lmms_eval.api", "lmms_eval.models")}
-    modules["lmms_eval.api.model"] = ModuleType("lmms_eval.api.model")
-    modules["lmms_eval.api.model"].lmms = Lmms  # type: ignore[attr-defined]
-    modules["lmms_eval.models.registry_v2"] = ModuleType("lmms_eval.models.registry_v2")
-    modules["lmms_eval.models.registry_v2"].ModelManifest = ModelManifest  # type: ignore[attr-defined]
-    for name, module in modules.items():
-        monkeypatch.setitem(sys.modules, name, module)
-    monkeypatch.delitem(sys.modules, "commvlm.app.lmms_model", raising=False)
-    from commvlm.app.lmms import manifest
-
-    return manifest()
-
-
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory) -> Path:
-    model, processor = assemble(load_recipe("micro").model)
-    with torch.no_grad():
-        model.model.multi_modal_projector.weight.mul_(30)
-    folder = tmp_path_factory.mktemp("lmms") / "model"
-    save_whole(folder, model, processor)
-    return folder
-
-
-def requests(model, images: list[Path]) -> list[SimpleNamespace]:
-    documents = [(Image.open(image), text) for image in images for text in ("Is there a star?", "where is the cup?")]
-    model.task_dict = {"pope": {"test": documents}}
-
-    def messages(document):
-        picture, text = document
-        content = [{"type": "image", "url": picture}, {"type": "text", "text": text}]
-        return [{"role": "user", "content": content}]
-
-    return [
-        SimpleNamespace(args=("", messages, {"max_new_tokens": 4 + 2 * (k % 2), "until": ["\n\n"]}, k, "pope", "test"))
-        for k in range(len(documents))
-    ]
-
-
-def test_lmms_eval_asks_as_we_do(harness, checkpoint, images):
-    from commvlm.app.answering import Answerer
-
-    assert isinstance(harness, ModelManifest)
-    module, name = harness.chat_class_path.rsplit(".", 1)  # type: ignore[union-attr]
-    __import__(module)
-    kind = getattr(sys.modules[module], name)
-    assert issubclass(kind, Lmms)
-    assert kind.is_simple is False
-    model = kind(pretrained=str(checkpoint), batch_size="4")
-    said = model.generate_until(requests(model, images))
-    expected = []
-    for k, (picture, text) in enumerate(model.task_dict["pope"]["test"]):
-        asked = Example(str(k), "dialogue", Path(picture.filename), (Turn(f"<image>\n{text}", ""),))
-        expected += Answerer(checkpoint, max_new_tokens=4 + 2 * (k % 2))([asked])
-    assert said == expected
-    assert len(set(said)) > 1
-    with pytest.raises(NotImplementedError, match="generate_until"):
-        model.loglikelihood([])
-    with pytest.raises(ValueError, match="answers greedily"):
-        model.generate_until([_sampling(model)])
-
-
-def _sampling(model) -> SimpleNamespace:
-    first = model.task_dict["pope"]["test"][0]
-    content = [{"type": "image", "url": first[0]}, {"type": "text", "text": "?"}]
-    return SimpleNamespace(
-        args=("", lambda document: [{"role": "user", "content": content}], {"temperature": 0.7}, 0, "pope", "test")
-    )
-
-
-def test_the_entry_point_is_declared():
-    declared = (Path(__file__).resolve().parents[1] / "pyproject.toml").read_text()
-    assert '[project.entry-points."lmms_eval.models"]\ncommvlm = "commvlm.app.lmms:manifest"' in declared
-    for found in entry_points(group="lmms_eval.models", name="commvlm"):
-        assert found.value == "commvlm.app.lmms:manifest"

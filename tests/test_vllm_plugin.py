@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
+import json
 import tomllib
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from PIL import Image
 from transformers import AutoConfig
 
-from commvlm.model import CommConfig
+from commvlm.app.vllm_plugin import register
+from commvlm.model import CommConfig, CommForConditionalGeneration
 from commvlm.train.assemble import assemble
 from commvlm.train.recipe import load_recipe
 
@@ -28,6 +31,15 @@ def test_the_entry_point_registers_and_may_be_called_in_every_process():
     register()
     register()
     assert isinstance(AutoConfig.for_model("comm"), CommConfig)
+
+
+def test_the_class_that_a_saved_config_names_is_found_where_vllm_looks(made, tmp_path):
+    register()
+    made[0].save_pretrained(tmp_path)
+    (named,) = json.loads((tmp_path / "config.json").read_text())["architectures"]
+    found = getattr(transformers, named, None)
+    assert found is CommForConditionalGeneration
+    assert found.is_backend_compatible()
 
 
 def test_the_model_follows_the_conventions(made):

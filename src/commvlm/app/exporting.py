@@ -41,7 +41,10 @@ def export(checkpoint: Path, out: Path, wanted: Export) -> Path:
     if out.exists():
         raise ValueError(f"{out} exists: choose another folder, or remove it first")
     folder = resolve_checkpoint(checkpoint)
-    receipts = find_receipts(checkpoint)
+    run = (
+        folder.parent if (folder.parent / "run.json").is_file() else checkpoint
+    )  # a demo's run.json names a run's model
+    receipts = find_receipts(run)
     model, processor = load_checkpoint(folder)
     saved, dtype = model.dtype, DTYPES[wanted.dtype]
     if dtype is not None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from accelerate import Accelerator
 from lmms_eval.api.model import lmms  # pyright: ignore[reportMissingImports]
 from PIL import Image
 
@@ -22,7 +23,11 @@ DEFAULT_TOKENS = 64
 
 
 class CommVLM(lmms):
-    """pretrained: a run's folder or a saved model's. batch_size: questions answered at once."""
+    """pretrained: a run's folder or a saved model's. batch_size: questions answered at once.
+
+    Under `accelerate launch` or torchrun each process answers its share on its own device; lmms-eval deals the questions and
+    gathers the scores by `rank`, `world_size`, `device` and `accelerator`, so these are what it is told here.
+    """
 
     is_simple = False
 
@@ -33,7 +38,12 @@ class CommVLM(lmms):
         super().__init__()
         if not str(batch_size).isdecimal():
             raise ValueError(f"batch_size is {batch_size!r}; give a number, such as batch_size=16")
+        self.accelerator = Accelerator()
+        self._rank, self._world_size = self.accelerator.process_index, self.accelerator.num_processes
+        if self._world_size > 1:
+            device = str(self.accelerator.device)
         self.answer = Answerer(pretrained, batch_size=int(batch_size), device=device, precision=precision)
+        self.device = self.answer.device
         self._folder = tempfile.TemporaryDirectory(prefix="commvlm-lmms-")
 
     def generate_until(self, requests: Sequence[Any]) -> list[str]:
@@ -59,7 +69,12 @@ class CommVLM(lmms):
         return self._example(f"{task}:{document}:{number}", messages), options
 
     def _example(self, id: str, messages: Sequence[Mapping[str, Any]]) -> Example:
-        """Raises ValueError for more than one image, and for anything but pictures and text."""
+        """What a system message says goes before the first question. Raises ValueError for more than one image, for anything
+        but pictures and text, and for turns that are not the user's and the assistant's in turn, from and to the user."""
+        roles = [message["role"] for message in messages]
+        system = roles[:1] == ["system"]
+        if roles[system:] != ["user", "assistant"] * (len(roles[system:]) // 2) + ["user"]:
+            raise ValueError(f"request {id} has the turns {', '.join(roles)}; commvlm reads user, assistant, ..., user")
         images: list[Path] = []
         texts: list[str] = []
         for message in messages:
@@ -74,6 +89,8 @@ class CommVLM(lmms):
             texts.append(" ".join(said).strip())
         if len(images) > 1:
             raise ValueError(f"request {id} shows {len(images)} images; commvlm reads one")
+        if system:
+            texts = ["\n".join(filter(None, texts[:2])), *texts[2:]]
         if images:
             texts[0] = f"{IMAGE}\n{texts[0]}"
         turns = [Turn(*pair) for pair in zip(texts[::2], [*texts[1::2], ""], strict=False)]

@@ -86,7 +86,8 @@ class Data:
     mixes: trees over the sources by name, for the stages (see `commvlm.data.mix`). prompts: "short" (what the micro world's
     language model knows) or "wide". held_out: sources like the others whose images are not to be trained on; examples about
     them are left out of the sources. faults: what becomes of entries, images and dialogues that cannot be used: "refuse", or
-    "skip", which leaves them out, counts them and trains on others. workers: processes that read ahead."""
+    "skip", which leaves them out, counts them and trains on others; in what is evaluated they are always refused. workers:
+    processes that read ahead."""
 
     sources: list[Source] = field(default_factory=list)
     root: str = ""

@@ -81,8 +81,11 @@ class Session:
     def _open(self, image: Image.Image, scene: Scene | None) -> None:
         path = Path(self.folder.name) / f"{np.random.default_rng().integers(2**62):x}.png"
         image.save(path, compress_level=1)
+        before = self.conversation
         self.conversation, self.seeing = Conversation(self.answerer, path, self.history), Seeing(self.answerer, path)
         self.scene, self.point, self.box, self.without = scene, None, None, None
+        if before is not None:
+            before.image.unlink(missing_ok=True)
 
     @property
     def about(self) -> Conversation:

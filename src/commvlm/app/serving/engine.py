@@ -98,8 +98,10 @@ class Engine:
 
     def _run(self) -> None:
         growing = self.answerer.decoder.start()
-        while (joining := self._next(growing)) is not None:
+        while (change := self._next()) is not None:
+            gone, joining = change
             try:
+                growing.leave(gone)
                 with self.answerer.autocast():
                     self._join(growing, joining)
                     if growing.rows:
@@ -112,8 +114,8 @@ class Engine:
             self._tell()
         self._fail()
 
-    def _next(self, growing: Growing) -> list[Ticket] | None:
-        """Waits for something to do. -> who joins now; None at the end."""
+    def _next(self) -> tuple[list[Row], list[Ticket]] | None:
+        """Waits for something to do. -> the rows that nobody waits for any more, and who joins now; None at the end."""
         with self._changed:
             while not (self._stopping or self._waiting or self._growing):
                 self._changed.wait()
@@ -123,10 +125,9 @@ class Engine:
             room = self.limits.batch - len(self._growing) + len(gone)
             joining = [self._waiting.popleft() for _ in range(min(room, len(self._waiting)))]
             self.metrics.waiting.set(len(self._waiting))
-        growing.leave([ticket.row for ticket in gone if ticket.row is not None])
         self._growing = [ticket for ticket in self._growing if not ticket.left] + joining
         self.metrics.growing.set(len(self._growing))
-        return joining
+        return [ticket.row for ticket in gone if ticket.row is not None], joining
 
     def _join(self, growing: Growing, tickets: Sequence[Ticket]) -> None:
         if not tickets:
