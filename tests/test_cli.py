@@ -376,6 +376,25 @@ class TestEvaluation:
         receipt = json.loads((apart / "receipts" / "vqa.json").read_text())
         assert receipt["made"]["knock_out"] == "dinov2"
 
+    def test_a_run_is_blind_where_that_is_asked(self, run, capsys):
+        """A run that saw its images, asked about grey ones: apart, and said in the receipt; not into the same answers."""
+        argv = ["evaluate", str(run), "--tasks", "caption", "--evaluate.max_new_tokens", "4"]
+        for more in ([], ["--data.pixels", "grey"]):
+            assert main([*argv, *more]) == 0
+        made = {}
+        for where in (".", "images-grey"):
+            made[where] = json.loads((run / where / "receipts" / "caption.json").read_text())["made"]["images"]
+        assert made == {".": "given", "images-grey": "grey"}
+        texts = {json.loads(line)["text"] for line in (run / "images-grey/predictions/caption.jsonl").open()}
+        assert len(texts) == 1  # twelve grey images are one
+        assert main([*argv, "--data.pixels", "grey", "--out", str(run)]) == 2
+        assert "holds answers of another images (given, not grey)" in capsys.readouterr().err
+
+    def test_a_rule_that_there_is_not_is_told_before_anything_is_asked(self, refused, run):
+        error = refused("evaluate", run, "--evaluate.rules.caption", "nosuch", "--evaluate.max_new_tokens", "4")
+        assert "caption has no rule 'nosuch': choose one of approximate" in error
+        assert not list(run.glob("predictions/*"))
+
     def test_predictions_scores_and_a_table(self, run, capsys):
         assert main(["evaluate", str(run), "--tasks", "caption, vqa"]) == 0
         table = capsys.readouterr().out

@@ -218,6 +218,30 @@ def test_questions_with_boxes_are_asked_in_the_models_notation(llava, images):
         LibraryAnswerer(model, processor, geometry="round")
 
 
+@pytest.mark.parametrize("limit", [6, 200])
+def test_an_answer_is_without_its_prompt_however_long_it_may_be(llava, images, limit):
+    """The library's own cut: what `generate` gives after the prompt's tokens."""
+    model, processor = load_library_model(llava)
+    answer = LibraryAnswerer(model, processor, max_new_tokens=limit)
+    example = instruct(Example("0", "pope", images[0], (Turn("Is there a cup?", "no"),)))
+    with Image.open(images[0]) as image:
+        batch = processor(text=[answer.prompt(example, image)], images=[[image]], return_tensors="pt")
+    ids = model.generate(**batch, max_new_tokens=limit, do_sample=False)[:, batch["input_ids"].shape[1] :]
+    assert answer([example]) == [processor.tokenizer.decode(ids[0], skip_special_tokens=True).strip()]
+
+
+def test_a_template_that_the_tokenizer_alone_has_is_used(llava, images):
+    model, processor = load_library_model(llava)
+    shown = TEMPLATE.replace("IMAGE", "<image>")
+    processor.chat_template, processor.tokenizer.chat_template = None, shown
+    example = instruct(Example("0", "pope", images[0], (Turn("Is there a cup?", "no"),)))
+    with Image.open(images[0]) as image:
+        asked = LibraryAnswerer(model, processor).prompt(example, image)
+        processor.chat_template = shown
+        assert asked == LibraryAnswerer(model, processor).prompt(example, image)
+    assert "ASSISTANT" not in asked
+
+
 def test_what_is_no_model_is_one_line(tmp_path):
     (tmp_path / "config.json").write_text('{"model_type": "llava"}')
     with pytest.raises(ValueError, match="cannot be loaded as an image-text-to-text model") as error:

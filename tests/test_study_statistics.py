@@ -71,6 +71,20 @@ def test_boxes_are_tallied_by_their_overlap_too():
     assert found["rec"].counts.tolist() == found["rec mean_iou"].counts.tolist()
 
 
+def test_a_rule_that_marks_sentences_is_tallied_by_their_images():
+    records = [
+        Record(
+            id=str(k), task="reg", image=f"{k}.png", width=9, height=9, question="?", text=text, parsed=text, answer=text,
+            asked_boxes=((0.0, 0.0, 9.0, 9.0),), references=(text, "a cup of tea"),
+        )
+        for k, text in enumerate(["a red star", "the blue heart over there"])
+    ]  # fmt: skip
+    score = task_named("reg").score(records, rule="sentence-approximate")
+    found = tallies_of(score, records)["reg"]
+    assert found.counts.tolist() == [[2], [2]]
+    assert found.value() == pytest.approx(score.value)
+
+
 def test_a_figure_that_is_no_mean_of_its_marks_is_refused():
     with pytest.raises(ValueError, match=r"pope is 70, its marks' mean is 50"):
         tally(

@@ -32,7 +32,7 @@ from .questions import Questions, questions_of
 
 @dataclass(frozen=True)
 class Place:
-    """What is evaluated, by which recipe, and where the answers go. images: what the run was trained to see."""
+    """What is evaluated, by which recipe, and where the answers go. images: what it is shown, "given" or a control's."""
 
     checkpoint: Path
     recipe: Recipe
@@ -63,13 +63,15 @@ def evaluate(
         start = time.perf_counter()
         predict(
             answer, one.examples, _predictions(place, one.name), batch_size=8 * place.recipe.evaluate.batch,
-            progress=one.name, shard=shard, notes=_notes(place),
+            progress=one.name, shard=shard, notes=_notes(place, answer), made=_maker(made, place),
         )  # fmt: skip
         seconds[one.name] = time.perf_counter() - start
     if shard.rank:
         return {}
     rules = place.recipe.evaluate.rules
     scores: dict[str, Score] = {}
+    table = place.out / "scores.json"
+    kept = read_scores(table) if tasks and table.exists() else {}
     for one in asked:
         path = _predictions(place, one.name)
         records = read_predictions(path)
@@ -80,8 +82,9 @@ def evaluate(
             continue
         scores[one.name] = score(path, rules={one.task: rules[one.task]} if one.task in rules else {})[one.task]
         _write_receipt(place, scores[one.name], path, asked=one, made=made, seconds=seconds[one.name])
-    kept = read_scores(place.out / "scores.json") if tasks and (place.out / "scores.json").exists() else {}
-    write_scores({**kept, **scores}, place.out / "scores.json")
+        write_scores({**kept, **scores}, table)  # at once: a later set may have a fault
+    if not scores:
+        write_scores(kept, table)
     return scores
 
 
@@ -95,13 +98,18 @@ def _place(checkpoint: Path, *, recipe: str | None, overrides: Sequence[str], ou
             f"{checkpoint} has no recipe.yaml that says what is asked: add --recipe, such as --recipe micro"
         )
     given = load_recipe(own if recipe is None else recipe, overrides)
-    images = _images(checkpoint) if own.is_file() else "given"
     folder = _model_folder(checkpoint)
+    trained = _images(folder.parent) if (folder.parent / "run.json").is_file() else "given"
+    # A run's own recipe says what it was trained to see; another one says it only where it names a control.
+    images = given.data.pixels if recipe is None or given.data.pixels != "given" else trained
     off = given.evaluate.knock_out
-    if off and not is_ours(folder):
-        raise ValueError(f"{folder} is a model of the library's: evaluate.knock_out {off!r} is for COMM models alone")
-    if out is None:  # answers without a part are no answers of the whole
-        out = checkpoint / f"without-{re.sub(r'[^a-z0-9_-]+', '_', off.lower())}" if off else checkpoint
+    for name, asked in (("evaluate.knock_out", off), ("data.pixels", "" if images == "given" else images)):
+        if asked and not is_ours(folder):
+            raise ValueError(f"{folder} is a model of the library's: {name} {asked!r} is for COMM models alone")
+    if out is None:  # answers without a part, or to other images, are no answers of the whole
+        parts = [f"without-{re.sub(r'[^a-z0-9_-]+', '_', off.lower())}"] if off else []
+        parts += [f"images-{images}"] if images != trained else []
+        out = checkpoint / "-".join(parts) if parts else checkpoint
     return Place(folder, given, out, images)
 
 
@@ -109,6 +117,12 @@ def _model_folder(checkpoint: Path) -> Path:
     """A COMM model's folder, or the folder of another model of the library. Raises ValueError for neither."""
     config = checkpoint / "config.json"
     return checkpoint if config.is_file() and not is_ours(checkpoint) else resolve_checkpoint(checkpoint)
+
+
+def _model_files(folder: Path) -> list[Path]:
+    """Weights, configs, tokenizer and code of a model's folder; scores of it may lie beside them."""
+    kinds = (".safetensors", ".json", ".jinja", ".model", ".txt", ".py")
+    return [path for path in folder.iterdir() if path.suffix in kinds and path.name != "scores.json"]
 
 
 def _answerer(place: Place, shard: Shard) -> tuple[Answerer | LibraryAnswerer, dict[str, object]]:
@@ -126,7 +140,7 @@ def _answerer(place: Place, shard: Shard) -> tuple[Answerer | LibraryAnswerer, d
             *load_library_model(place.checkpoint), codec=asked.codec, geometry=asked.geometry, **given
         )
     made = {
-        "model": fingerprint(place.checkpoint),
+        "model": fingerprint(place.checkpoint, _model_files(place.checkpoint)),
         "recipe": {"name": place.recipe.name, "sha256": hashlib.sha256(_portable(place.recipe).encode()).hexdigest()},
         "images": place.images,
         **({"knock_out": asked.knock_out} if asked.knock_out else {}),
@@ -138,12 +152,24 @@ def _answerer(place: Place, shard: Shard) -> tuple[Answerer | LibraryAnswerer, d
     return answer, made
 
 
-def _notes(place: Place) -> dict[str, str | int | float]:
+def _notes(place: Place, answer: Answerer | LibraryAnswerer) -> dict[str, str | int | float]:
     """What every record notes of how boxes are written, where it is not as here."""
-    asked, usual = place.recipe.evaluate, Evaluate()
-    if is_ours(place.checkpoint) or (asked.codec, asked.geometry) == (usual.codec, usual.geometry):
+    usual, asked = Evaluate(), place.recipe.evaluate
+    if isinstance(answer, Answerer):
+        asked = replace(usual, geometry=answer.processor.image_processor.geometry)
+    if (asked.codec, asked.geometry) == (usual.codec, usual.geometry):
         return {}
     return {BOX_CODEC: asked.codec, GEOMETRY: asked.geometry}
+
+
+def _maker(made: Mapping[str, Any], place: Place) -> dict[str, object]:
+    """What answers depend on, flat; how many are asked at once, and where, is no part of it."""
+    asked = place.recipe.evaluate
+    return {
+        "model": made["model"]["sha256"], "images": place.images, "knock_out": asked.knock_out,
+        "max_new_tokens": asked.max_new_tokens, "precision": asked.precision,
+        **({} if is_ours(place.checkpoint) else {"codec": asked.codec, "geometry": asked.geometry}),
+    }  # fmt: skip
 
 
 def _portable(recipe: Recipe) -> str:

@@ -85,8 +85,9 @@ class LibraryAnswerer:
         autocast = torch.autocast(self.device.type, torch.bfloat16) if self.precision == "bf16" else nullcontext()
         with autocast:
             ids = self.model.generate(**batch, max_new_tokens=self.max_new_tokens, do_sample=False, num_beams=1)
-        # A model that is given embeddings only may return the answers alone; these are never longer than asked for.
-        said = ids[:, batch["input_ids"].shape[1] :] if ids.shape[1] > self.max_new_tokens else ids
+        asked = batch["input_ids"]  # a model that is given embeddings only may return the answers alone
+        width = asked.shape[1]
+        said = ids[:, width:] if torch.equal(ids[:, :width], asked) else ids
         return [text.strip() for text in self.processor.tokenizer.batch_decode(said, skip_special_tokens=True)]
 
     def prompt(self, example: Example, image: Image.Image | None) -> str:
@@ -99,8 +100,8 @@ class LibraryAnswerer:
             shown = [{"type": "image"}] if IMAGE in question else []
             messages.append({"role": "user", "content": [*shown, {"type": "text", "text": words}]})
             messages.append({"role": "assistant", "content": [{"type": "text", "text": answer}]})
-        if self.processor.chat_template:
-            return self.processor.apply_chat_template(messages[:-1], add_generation_prompt=True)
+        if template := self.processor.chat_template or self.processor.tokenizer.chat_template:
+            return self.processor.apply_chat_template(messages[:-1], chat_template=template, add_generation_prompt=True)
         token = self.processor.image_token
         asked = [f"USER: {q.replace(IMAGE, token)} ASSISTANT: {a}" for q, a in turns]
         return " ".join(asked).removesuffix(f" {turns[-1][1]}")

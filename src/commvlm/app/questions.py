@@ -28,10 +28,13 @@ class Questions:
 def questions_of(recipe: Recipe, tasks: Sequence[str] = ()) -> list[Questions]:
     """The sets that a recipe asks. tasks: the wanted ones, by a task's name (all its sets) or a set's; all by default.
 
-    Files of other tasks need not be there. Raises ValueError for a task that there is not, or that the recipe does not ask.
+    Files of other tasks need not be there. Raises ValueError for a task that there is not, or that the recipe does not ask,
+    and for a rule that its task has not.
     """
-    for name in (*tasks, *recipe.evaluate.rules):
+    for name in tasks:
         task_named(name.split(".")[0])
+    for name, rule in recipe.evaluate.rules.items():
+        task_named(name).rule_named(rule)
     if not recipe.evaluate.sources:
         raise ValueError("the recipe asks nothing: name what is asked in evaluate.sources")
     others = {source.name: task for source in recipe.evaluate.sources if (task := _other_task(source, tasks))}

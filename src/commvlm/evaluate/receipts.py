@@ -19,7 +19,7 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,14 @@ SHIKRA = "shikra3, pad-square"
 Receipt = dict[str, Any]
 
 
-def fingerprint(path: Path) -> dict[str, object]:
-    """A file's name, size and SHA-256; for a folder, over its files' names and contents in the order of their names."""
+def fingerprint(path: Path, files: Iterable[Path] | None = None) -> dict[str, object]:
+    """A file's name, size and SHA-256; for a folder, over its files' names and contents in the order of their names.
+
+    files: those of the folder that count; all by default.
+    """
     digest, size = hashlib.sha256(), 0
-    for file in [path] if path.is_file() else sorted(p for p in path.rglob("*") if p.is_file()):
+    inside = (path.rglob("*") if files is None else files) if path.is_dir() else [path]
+    for file in sorted(p for p in inside if p.is_file()):
         if file != path:
             digest.update(file.relative_to(path).as_posix().encode() + b"\0")
         with file.open("rb") as stream:

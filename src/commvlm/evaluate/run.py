@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import json
+import os
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
-from commvlm.data.example import Example
+from commvlm.data.example import Box, Example
 from commvlm.data.images import FORMATS
 
 from .predictions import append_records, drop_torn_line, read_predictions, read_unfinished
+from .receipts import write_json
 from .shards import ALONE, Shard, gather, move_aside, shard_path, shard_paths
 from .tasks import Record, Score, task_named
 from .tasks.task import NO_FACTS, Facts, Size
@@ -21,6 +25,8 @@ Answerer = Callable[[Sequence[Example]], list[str]]
 """Instructed examples -> the answer to each one's last turn, in order. A model, an oracle and a mute one all are."""
 
 _Key = tuple[str, str]
+MADE = ".made.json"
+"""In the place of ".jsonl": what the answers of that file are made by."""
 
 
 def predict(
@@ -32,16 +38,19 @@ def predict(
     progress: str | None = "predict",
     shard: Shard = ALONE,
     notes: Facts = NO_FACTS,
+    made: Mapping[str, object] | None = None,
 ) -> Path:
     """Asks every raw example once and writes the answers to `path` (predictions.jsonl); returns it.
 
     Questions about one image are asked side by side, images in the order in which they first come. After a kill the same
     call goes on where its files end, with any number of ranks. Of several ranks each asks its own images and returns when
-    the whole file is there, put together by the last one. progress: the label of the bar, None for no bar.
-    notes: facts that every record gets, such as how boxes are written.
+    the whole file is there, put together by the last one. Answers that were there before are held against today's truth:
+    it is taken from the examples, not from the file. progress: the label of the bar, None for no bar.
+    notes: facts that every record gets, such as how boxes are written. made: by what the answers are made, kept beside them
+    (`MADE`): answers of something else are neither taken nor added to.
     Raises ValueError for no examples, two examples of one task and id, an image that cannot be read, an answerer that
-    returns something else than one text per example, a file whose predictions belong to other examples, or a rank that
-    has stopped; OSError when the disk is full (what was written until then stays).
+    returns something else than one text per example, a file whose predictions belong to other examples or were made by
+    something else, or a rank that has stopped; OSError when the disk is full (what was written until then stays).
     """
     path = Path(path)
     if batch_size < 1:
@@ -49,10 +58,12 @@ def predict(
     asked = _instructed(examples)
     path.parent.mkdir(parents=True, exist_ok=True)
     done = _already_there(path, asked)
+    if made is not None:
+        _made_alike(path, made, begun=bool(done))
     mine = _of_rank(asked, shard)
     todo = [example for key, example in mine.items() if key not in done]
     if path.exists() and not any(key not in done for key in asked):
-        return path
+        return path if shard.rank else _by_todays_truth(path, asked, notes)
     unfinished = shard_path(path, shard)
     if path.exists():
         move_aside(path)
@@ -68,7 +79,8 @@ def predict(
             batch = todo[start : start + batch_size]
             append_records(file, _answered(answer, batch, notes))
             bar.update(len(batch))
-    return gather(path, list(asked), shard)
+    gather(path, list(asked), shard)
+    return path if shard.rank else _by_todays_truth(path, asked, notes)
 
 
 def score(path: Path | str, *, rules: Mapping[str, str] | None = None) -> dict[str, Score]:
@@ -126,10 +138,54 @@ def _already_there(path: Path, asked: Mapping[_Key, Example]) -> set[_Key]:
                 raise ValueError(
                     f"{current} holds {record.name}, which is not asked here: give another file, or delete it"
                 )
-            if example.turns[-1].question != record.question:
+            if example.turns[-1].question != record.question or _asked_boxes(example) != record.asked_boxes:
                 raise ValueError(f"{current} asked {record.name} in other words: give another file, or delete it")
             done.add((record.task, record.id))
     return done
+
+
+def _made_alike(path: Path, made: Mapping[str, object], *, begun: bool) -> None:
+    """Notes what the answers are made by; of answers that have begun, raises ValueError where they were made otherwise."""
+    note = path.with_suffix(MADE)
+    if not begun:
+        write_json(made, note)
+    elif note.is_file():  # answers of before there were notes have none
+        was = json.loads(note.read_text(encoding="utf-8"))
+        odd = next((name for name in {**was, **made} if was.get(name) != made.get(name)), None)
+        if odd is not None:
+            raise ValueError(
+                f"{path} holds answers of another {odd} ({was.get(odd)}, not {made.get(odd)}): "
+                "choose another folder, or delete it"
+            )
+
+
+def _by_todays_truth(path: Path, asked: Mapping[_Key, Example], notes: Facts) -> Path:
+    """Annotations may have been corrected since the answers were given: the file is written anew where they were."""
+    records = read_predictions(path)
+    fresh = [_with_truth(record, asked[record.task, record.id], notes) for record in records]
+    if fresh != records:
+        part = path.with_name(path.name + ".tmp")
+        with part.open("wb") as file:
+            append_records(file, fresh)
+        os.replace(part, path)
+    return path
+
+
+def _with_truth(record: Record, example: Example, notes: Facts) -> Record:
+    facts = {**example.facts, **notes}
+    size = None if record.width is None or record.height is None else (record.width, record.height)
+    return replace(
+        record, answer=example.turns[-1].answer, boxes=_true_boxes(example), references=example.references, facts=facts,
+        parsed=task_named(record.task).parse(record.text, size, facts),
+    )  # fmt: skip
+
+
+def _true_boxes(example: Example) -> tuple[Box, ...]:
+    return tuple(box for group in example.turns[-1].answer_boxes for box in group)
+
+
+def _asked_boxes(example: Example) -> tuple[Box, ...]:
+    return tuple(box for group in example.turns[-1].question_boxes for box in group)
 
 
 def _answered(answer: Answerer, batch: Sequence[Example], notes: Facts) -> list[Record]:
@@ -145,6 +201,12 @@ def _answered(answer: Answerer, batch: Sequence[Example], notes: Facts) -> list[
 def _record(example: Example, text: str, facts: Facts) -> Record:
     turn = example.turns[-1]
     size = None if example.image is None else image_size(example.image)
+    said = example.facts.get("width"), example.facts.get("height")
+    if size is not None and None not in said and said != size:
+        raise ValueError(
+            f"{example.task} {example.id}: {example.image} is {size[0]} x {size[1]} pixels, but annotated as "
+            f"{said[0]} x {said[1]}: boxes cannot be placed in it; give the images that were annotated"
+        )
     return Record(
         id=example.id,
         task=example.task,
@@ -155,8 +217,8 @@ def _record(example: Example, text: str, facts: Facts) -> Record:
         text=text,
         parsed=task_named(example.task).parse(text, size, facts),
         answer=turn.answer,
-        boxes=tuple(box for group in turn.answer_boxes for box in group),
-        asked_boxes=tuple(box for group in turn.question_boxes for box in group),
+        boxes=_true_boxes(example),
+        asked_boxes=_asked_boxes(example),
         references=example.references,
         facts=dict(facts),
     )

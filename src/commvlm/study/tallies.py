@@ -71,9 +71,10 @@ def tallies_of(score: Score, records: Sequence[Record]) -> dict[str, Tally]:
 
 
 def tally(marks: Mapping[str, float], records: Sequence[Record], *, of: float, name: str) -> Tally:
-    """Marks by the ids of their records. Raises ValueError where their mean is not the figure that they are `of`."""
+    """Marks by the ids of their records, or "id#k" where a rule marks each of a record's sentences. Raises ValueError where
+    their mean is not the figure that they are `of`."""
     by_id = {record.id: record for record in records}
-    kept = [(by_id[key], mark) for key, mark in marks.items()]
+    kept = [(by_id.get(key) or by_id[key.rpartition("#")[0]], mark) for key, mark in marks.items()]
     images = sorted({_image(record) for record, _ in kept})
     groups = sorted({_group(record) for record, _ in kept})
     row, column = ({name: k for k, name in enumerate(names)} for names in (images, groups))

@@ -55,7 +55,7 @@ def work(places: Places, key: str, *, tasks: Sequence[str] = (), keep: bool = Fa
         "key": key,
         "seconds": {"train": earlier + trained - began, "evaluate": time.perf_counter() - trained},
         "scores": {name: mean_of([scores[one] for one in own]).as_json() for name, own in sets.items()},
-        "tallies": _tallies(folder, sets),
+        "tallies": _tallies(folder, sets, recipe.evaluate.rules),
         **_run_facts(folder, recipe),
         "versions": versions(),
     }
@@ -89,15 +89,18 @@ def mean_of(scores: Sequence[Score]) -> Score:
     )  # fmt: skip
 
 
-def _tallies(folder: Path, sets: Mapping[str, Sequence[str]]) -> dict[str, Any]:
-    """sets: what is scored -> its sets of questions."""
+def _tallies(folder: Path, sets: Mapping[str, Sequence[str]], rules: Mapping[str, str]) -> dict[str, Any]:
+    """sets: what is scored -> its sets of questions. rules: the recipe's, by task."""
     made: dict[str, Any] = {}
     for name, own in sets.items():
         parts: dict[str, dict[str, Tally]] = {}
         for one in own:
             path = folder / "predictions" / f"{one}.jsonl"
-            (found,) = score(path).values()
-            for title, tally in tallies_of(found, read_predictions(path)).items():
+            records = read_predictions(path)
+            (found,) = score(
+                path, rules={task: rules[task] for task in {r.task for r in records} & set(rules)}
+            ).values()
+            for title, tally in tallies_of(found, records).items():
                 parts.setdefault(name + title.removeprefix(found.task), {})[one] = tally
         made |= {title: joined(of).as_json() if len(of) > 1 else of[own[0]].as_json() for title, of in parts.items()}
     return made

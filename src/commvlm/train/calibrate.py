@@ -18,13 +18,31 @@ from ..model.modeling import CommForConditionalGeneration
 @torch.no_grad()
 def scale_visual_tokens(model: CommForConditionalGeneration, pixel_values: Tensor, *, scale: float) -> float:
     """Multiplies the projection's last Linear so that the root mean square of visual tokens is `scale` times that of the
-    word embeddings; returns the factor. pixel_values: (images, P) of a batch to measure on."""
+    word embeddings; returns the factor. Where the projection has none (`identity`), it is the last one of each encoder's
+    alignment. pixel_values: (images, P) of a batch to measure on. Raises ValueError where nothing can be scaled."""
     features: Any = model.get_image_features(pixel_values, return_dict=True).pooler_output
     tokens = torch.cat(features).float()
     embeddings: Any = model.get_input_embeddings()
     words = embeddings.weight.float()
     factor = scale * (words.pow(2).mean().sqrt() / tokens.pow(2).mean().sqrt()).item()
-    last = [m for m in model.model.multi_modal_projector.modules() if isinstance(m, nn.Linear)][-1]
-    for parameter in last.parameters():
-        parameter.mul_(factor)
+    for linear in _last_linears(model):
+        for parameter in linear.parameters():
+            parameter.mul_(factor)
     return factor
+
+
+def _last_linears(model: CommForConditionalGeneration) -> list[nn.Linear]:
+    if last := _linears(model.model.multi_modal_projector)[-1:]:
+        return last
+    branches = model.model.vision_tower.branches
+    for name, branch in branches.items():
+        if not _linears(branch.align):  # type: ignore[arg-type]
+            raise ValueError(
+                f"train.visual_scale has no linear map to scale: model.project is identity and encoder {name} is aligned by "
+                "none; leave train.visual_scale out"
+            )
+    return [_linears(branch.align)[-1] for branch in branches.values()]  # type: ignore[arg-type]
+
+
+def _linears(module: nn.Module) -> list[nn.Linear]:
+    return [inner for inner in module.modules() if isinstance(inner, nn.Linear)]

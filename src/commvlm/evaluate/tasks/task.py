@@ -104,6 +104,13 @@ class Task:
     wrapped: tuple[str, ...] = ()
     whole: bool = False
 
+    def rule_named(self, rule: str | None) -> str:
+        """The rule itself, the default one for None. Raises ValueError for one that the task has not."""
+        chosen = next(iter(self.rules)) if rule is None else rule
+        if chosen not in self.rules:
+            raise ValueError(f"{self.name} has no rule {chosen!r}: choose one of {', '.join(self.rules)}")
+        return chosen
+
     def score(
         self, records: Sequence[Record], *, rule: str | None = None, bare: Callable[[str], str] | None = None
     ) -> Score:
@@ -111,9 +118,7 @@ class Task:
 
         Raises ValueError for an unknown rule, for no records, and for a record that lacks its truth (named).
         """
-        chosen = next(iter(self.rules)) if rule is None else rule
-        if chosen not in self.rules:
-            raise ValueError(f"{self.name} has no rule {chosen!r}: choose one of {', '.join(self.rules)}")
+        chosen = self.rule_named(rule)
         if not records:
             raise ValueError(f"{self.name} has nothing to score: no predictions were given")
         strip = self.bare if bare is None else bare
