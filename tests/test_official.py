@@ -13,7 +13,11 @@ from typing import Any
 import pytest
 
 from commvlm.cli import main
+from commvlm.data.boxes import CODECS, format_boxes
+from commvlm.data.geometry import GEOMETRIES
 from commvlm.evaluate.metrics import cider_d, ptb_tokenize
+from commvlm.evaluate.official import write_official
+from commvlm.evaluate.tasks import REC, Record
 
 SAMPLES = Path(__file__).resolve().parents[1].parent / "shared" / "samples"
 needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason="the reference samples are not beside the project")
@@ -198,6 +202,28 @@ def test_rec_in_pixels_and_in_text(figures, tmp_path):
     stretched = [{"id": k, "answer": "box [[15, 41, 172, 250]]" if k == 1 else ""} for k in (1, 2, 3, 4)]
     argv[-1] = whole(tmp_path / "text.json", stretched)
     assert figures(*argv, "--rule", "vlmevalkit")["accuracy"] == 0.25
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+@pytest.mark.parametrize("geometry", ["pad-square", "stretch"])
+def test_written_boxes_score_the_same_in_every_notation(figures, tmp_path, codec, geometry):
+    facts = {"box_codec": codec.name, "geometry": geometry}
+    records = []
+    for number, ref in enumerate(REFS, start=1):
+        size, true = (ref["width"], ref["height"]), tuple(ref["bbox"])
+        text = format_boxes([true], GEOMETRIES[geometry](*size), codec) if number % 2 else "on the left"
+        records.append(
+            Record(
+                id=str(number), task="rec", image=ref["img_path"], width=size[0], height=size[1], question="?", text=text,
+                parsed=REC.parse(text, size, facts), answer="", boxes=(true,), facts=facts,
+            )
+        )  # fmt: skip
+    (written,) = write_official(records, tmp_path / "out")
+    found = figures("rec", "--references", lines(tmp_path / "refs.jsonl", REFS), "--predictions", written)
+    score = REC.score(records)
+    assert (100 * found["accuracy"], found["unparsable"]) == (score.value, 2)
+    assert found["mean_iou"] == pytest.approx(score.extra["mean_iou"] / 100)
+    assert score.value == 50
 
 
 def test_reg_of_lines_is_per_object(figures, tmp_path):

@@ -4,7 +4,7 @@
     FOLDER/vqa.json            [{"question_id", "answer"}]
     FOLDER/caption.json        [{"image_id", "caption"}]
     FOLDER/mme/{subtask}.txt   image<TAB>question<TAB>label<TAB>answer
-    FOLDER/rec.jsonl           {"id", "answer"}
+    FOLDER/rec.jsonl           {"id", "answer"}, or {"id", "box"} in pixels where answers are not in Shikra's text
     FOLDER/reg.json            [{"ref_id" or "id", "sent"}]
 
 Sets of one task are files of their own: FOLDER/rec.refcoco-val.jsonl.
@@ -21,6 +21,7 @@ from pathlib import Path
 from commvlm.data.example import IMAGE
 
 from ..tasks import Record, task_named
+from ..tasks.rec import BOX_CODEC, GEOMETRY
 
 Row = dict[str, object]
 
@@ -54,11 +55,19 @@ def _expression(record: Record, text: str) -> Row:
     return {**known, "sent": text.strip()}
 
 
+def _box(record: Record, text: str) -> Row:
+    """The text; where it is written in another way than Shikra's the box that it says, or a blank answer."""
+    if not {BOX_CODEC, GEOMETRY} & record.facts.keys():
+        return {"id": record.id, "answer": text}
+    said = {"answer": ""} if record.parsed is None else {"box": record.parsed}
+    return {"id": record.id, **said}
+
+
 ROWS: dict[str, Callable[[Record, str], Row]] = {
     "pope": lambda record, text: {"question_id": record.facts["question_id"], "answer": text},
     "vqa": lambda record, text: {"question_id": record.facts["question_id"], "answer": text.strip()},
     "caption": lambda record, text: {"image_id": record.facts["image_id"], "caption": text.strip()},
-    "rec": lambda record, text: {"id": record.id, "answer": text},
+    "rec": _box,
     "reg": _expression,
 }
 NEEDS = {
