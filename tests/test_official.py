@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -460,3 +462,21 @@ def test_two_expressions_for_one_object(refused, tmp_path):
     said = whole(tmp_path / "r.json", {"predictions": [{"ref_id": 5, "sent": "a cup"}, {"ref_id": 5, "sent": "cups"}]})
     line = refused("reg", "--references", references, "--predictions", said)
     assert "r.json: entry 1 has ref_id 5 a second time" in line
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "..", "", "a b", "a\n"])
+def test_no_file_outside_the_folder_is_written(tmp_path, name):
+    """A set or a subtask of somebody's predictions is no path."""
+    ids = {"question_id": 1, "image_name": "1.jpg", "question_number": 0}
+    for task, fact in (("pope", "set"), ("mme", "subtask")):
+        record = Record(
+            id="7", task=task, image="1.jpg", width=None, height=None, question="?", text="yes", parsed="yes",
+            answer="yes", facts={**ids, "subtask": "OCR", fact: name},
+        )  # fmt: skip
+        with pytest.raises(ValueError, match=rf"{task} 7: {fact} '.*'") as error:
+            write_official([record], tmp_path / "out")
+        assert "\n" not in str(error.value)
+        assert list(tmp_path.iterdir()) == []
+        kept = replace(record, facts={**ids, fact: {"set": "OK-vqa_2.1+", "subtask": "count"}[fact]})
+        assert write_official([kept], tmp_path / "out")[0].is_file()
+        shutil.rmtree(tmp_path / "out")
