@@ -449,12 +449,26 @@ def test_a_missing_mme_file(refused, tmp_path):
         ([{"id": k, "box": [0, 0, 1, 1]} for k in (1, 2, 3)], "said.jsonl: has no prediction for id 4 of refs.jsonl"),
         ([{"id": 1, "box": [0, 0, 1]}], r"has box [0.0, 0.0, 1.0], it must be"),
         ([{"id": 1, "box": [0, 0, 1, float("inf")]}], "all finite"),
+        ([{"id": 1, "box": [0, 0, 1, 10**10]}], "all finite and below 1,000,000,000"),
         ([{"box": [0, 0, 1, 1]}], "said.jsonl:1: has no id"),
     ],
 )
 def test_faults_of_rec_predictions(refused, tmp_path, rows, said):
     references = lines(tmp_path / "refs.jsonl", REFS)
     assert said in refused("rec", "--references", references, "--predictions", lines(tmp_path / "said.jsonl", rows))
+
+
+def test_images_without_a_size(refused, tmp_path):
+    argv = ["rec", *refer_files(tmp_path), "--instances", tmp_path / "instances.json"]
+    argv += ["--predictions", lines(tmp_path / "said.jsonl", [{"id": 0, "box": [0, 0, 1, 1]}])]
+    content = json.loads((tmp_path / "instances.json").read_text())
+    for size, said in (({}, "(None, None)"), ({"width": 640, "height": 0}, "(640, 0)")):
+        content["images"] = [{"id": 1, "file_name": "a.jpg", **size}]
+        whole(tmp_path / "instances.json", content)
+        assert f"instances.json: image 1 has width and height {said}; REC needs both" in refused(*argv)
+    references = lines(tmp_path / "refs.jsonl", [REFS[0] | {"width": 10**400}])
+    argv = ["rec", "--references", references, "--predictions", tmp_path / "said.jsonl"]
+    assert "refs.jsonl:1: has width and height (1000000" in refused(*argv)
 
 
 def test_two_expressions_for_one_object(refused, tmp_path):

@@ -12,19 +12,21 @@ text; REG {"ref_id" (or "id"), "sent"}, as in refer's test/sample_expressions_*.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from commvlm.data.example import Box
+from commvlm.data.example import Box, Example
 from commvlm.data.readers import read
-from commvlm.data.readers.entry import Entry
+from commvlm.data.readers.entry import Entry, short
 from commvlm.data.readers.files import read_json, read_pickle
 
 from ..tasks import REC, REG, Record
 from ..tasks.rec import BOX_CODEC
+from ..tasks.task import LARGEST, Size
 from .caption import sentence_figures
 from .result import Official, Value, by_id, check_same_ids, listed, rows
 
@@ -129,8 +131,10 @@ def _said_box(entry: Entry) -> tuple[str, bool]:
 
 def _box(entry: Entry, field: str) -> Box:
     values = entry.numbers(field)
-    if len(values) != 4 or not all(map(math.isfinite, values)):
-        raise entry.error(f"has {field} {values}, it must be x1, y1, x2, y2 in pixels, all finite")
+    if len(values) != 4 or not all(abs(value) < LARGEST for value in values):
+        raise entry.error(
+            f"has {field} {values}, it must be x1, y1, x2, y2 in pixels, all finite and below {LARGEST:,}"
+        )
     x1, y1, x2, y2 = values
     return x1, y1, x2, y2
 
@@ -139,9 +143,20 @@ def _lines(path: Path) -> dict[str, Record]:
     return {key: _asked(key, entry) for key, entry in _numbered(path)}
 
 
+def _size(said: Mapping[str, object], where: str) -> Size:
+    """The image's width and height. Raises ValueError, naming where it is said, for what is no size."""
+    size: Any = said.get("width"), said.get("height")
+    if not all(type(side) is int and 0 < side < LARGEST for side in size):
+        raise ValueError(
+            f"{where} has width and height {short(size)}; REC needs both, in whole pixels below {LARGEST:,}"
+        )
+    return size
+
+
 def _asked(key: str, entry: Entry) -> Record:
+    width, height = _size(entry.value, entry.where)
     return Record(
-        id=key, task="rec", image=entry.text("img_path"), width=entry.integer("width"), height=entry.integer("height"),
+        id=key, task="rec", image=entry.text("img_path"), width=width, height=height,
         question=entry.text("expression"), text="", parsed=None, answer="", boxes=(_box(entry, "bbox"),),
     )  # fmt: skip
 
@@ -151,14 +166,15 @@ def _sentences(path: Path, instances: Path | None, split: str | None) -> dict[st
     if instances is None or split is None:
         raise ValueError(f"{path.name} says no boxes: add --instances instances.json and --split, such as testA")
     examples = read("refer", images=path.parent, refs=path, instances=instances, split=split)
-    return {
-        example.id: Record(
-            id=example.id, task="rec", image=str(example.facts["image_id"]), width=int(example.facts["width"]),
-            height=int(example.facts["height"]), question=example.turns[0].question, text="", parsed=None, answer="",
-            boxes=example.turns[0].boxes,
-        )
-        for example in examples
-    }  # fmt: skip
+    return {example.id: _shown(example, instances) for example in examples}
+
+
+def _shown(example: Example, instances: Path) -> Record:
+    width, height = _size(example.facts, f"{instances.name}: image {example.facts['image_id']}")
+    return Record(
+        id=example.id, task="rec", image=str(example.facts["image_id"]), width=width, height=height,
+        question=example.turns[0].question, text="", parsed=None, answer="", boxes=example.turns[0].boxes,
+    )  # fmt: skip
 
 
 def _refs(path: Path, split: str | None) -> dict[str, Object]:

@@ -40,7 +40,12 @@ def codec_named(facts: Facts) -> Codec:
 
 
 def view_of(size: Size, facts: Facts) -> View:
-    return GEOMETRIES[str(facts[GEOMETRY])](*size) if GEOMETRY in facts else PadSquare(*size)
+    if GEOMETRY not in facts:
+        return PadSquare(*size)
+    name = str(facts[GEOMETRY])
+    if name not in GEOMETRIES:
+        raise ValueError(f"there is no geometry {name!r}; geometries: {', '.join(GEOMETRIES)}")
+    return GEOMETRIES[name](*size)
 
 
 def _only(groups: Sequence[tuple[Box, ...]]) -> Box | None:
