@@ -83,6 +83,25 @@ def test_rec_score():
     assert REC.score([record("rec", 0, written(half), boxes=(BOX,))], rule="shikra").unparsable == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "standard", "shikra"),
+    [
+        ("[0.100,0.100,0.500,0.500]", 100, 100),
+        ("Answer: [0.1,0.1,0.5,0.5] .", 100, 100),
+        ("[0.100, 0.100, 0.500, 0.500]", 100, 0),  # Shikra's pattern has no blanks
+        ("[0.100,0.100,0.500,0.500] or [0.100,0.100,1.200,0.500]", 100, 0),  # and no bounds: two boxes
+        ("[0.100,0.100,0.500,0.500] or [0, 0, 1, 1]", 0, 100),
+        ("[0.100,0.100,0.500,0.500;0.1,0.1,0.5,0.5]", 0, 0),
+        ("[00.1,0.1,0.5,0.5]", 0, 0),
+    ],
+)
+def test_rec_reads_shikras_text_by_shikras_pattern(text, standard, shikra):
+    square = {"width": 1000, "height": 1000, "boxes": ((100.0, 100.0, 500.0, 500.0),)}
+    asked = [record("rec", 0, text, **square)]
+    assert [REC.score(asked, rule=rule).value for rule in ("standard", "shikra")] == [standard, shikra]
+    assert REC.score(asked, rule="shikra").unparsable == (shikra == 0)
+
+
 def test_rec_rules_agree_apart_from_rounding():
     rng = np.random.default_rng(0)
     records = []
