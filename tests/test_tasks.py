@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -49,6 +51,14 @@ def written(*boxes) -> str:
 )
 def test_wrappers_are_stripped_by_rule(text, bare):
     assert unwrap(text) == bare
+
+
+def test_wrappers_are_looked_for_quickly():
+    for blanks in ("\n" * 100_000, " " * 100_000):
+        start = time.process_time()
+        assert unwrap(f"{blanks}Answer: red") == "red"
+        unwrap(blanks)
+        assert time.process_time() - start < 1
 
 
 # --- REC ---

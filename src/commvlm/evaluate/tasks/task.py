@@ -20,7 +20,7 @@ Parsed = str | Box | None
 Facts = Mapping[str, str | int | float]
 NO_FACTS: Facts = {}
 
-_WRAPPER = re.compile(r"\b(?:so )?the answer is\b:?|^\s*answer:", re.IGNORECASE | re.MULTILINE)
+_WRAPPER = re.compile(r"\b(?:so )?the answer is\b:?|^[^\S\n]*answer:", re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(frozen=True)
