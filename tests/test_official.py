@@ -451,6 +451,10 @@ def test_a_missing_mme_file(refused, tmp_path):
         ([{"id": 1, "box": [0, 0, 1, float("inf")]}], "all finite"),
         ([{"id": 1, "box": [0, 0, 1, 10**10]}], "all finite and below 1,000,000,000"),
         ([{"box": [0, 0, 1, 1]}], "said.jsonl:1: has no id"),
+        (
+            [{"id": id, "box": [0, 0, 1, 1]} for id in ("refs:1", 1, 2, 3, 4)],
+            "said.jsonl:2: has id 1 a second time; said.jsonl:1 has it already",
+        ),
     ],
 )
 def test_faults_of_rec_predictions(refused, tmp_path, rows, said):

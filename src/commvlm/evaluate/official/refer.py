@@ -28,7 +28,7 @@ from ..tasks import REC, REG, Record
 from ..tasks.rec import BOX_CODEC
 from ..tasks.task import LARGEST, Size
 from .caption import sentence_figures
-from .result import Official, Value, by_id, check_same_ids, listed, rows
+from .result import Official, by_id, check_same_ids, listed, rows
 
 PICKLE = ".p"
 Object = tuple[str, tuple[Box, ...], tuple[str, ...]]
@@ -49,7 +49,7 @@ def score_rec(
     """
     pickled = references.suffix == PICKLE
     asked = _sentences(references, instances, split) if pickled else _lines(references)
-    said = _without_stem(by_id(rows(predictions), _said_box, id="id"), references)
+    said = by_id(rows(predictions), _said_box, id="id", prefix=_prefix(references))
     check_same_ids(asked, said, what="id", names=(references.name, predictions.name))
     score = REC.score([_answered(record, *said[key]) for key, record in asked.items()], rule=rule)
     figures = {
@@ -69,7 +69,7 @@ def score_reg(references: Path, predictions: Path, *, rule: str = "ptb", split: 
     objects = _refs(references, split) if references.suffix == PICKLE else _objects(references)
     entries = _predictions(predictions)
     id = "ref_id" if entries and entries[0].has("ref_id") else "id"
-    said = _without_stem(by_id(entries, lambda entry: entry.string("sent"), id=id, repeats=True), references)
+    said = by_id(entries, lambda entry: entry.string("sent"), id=id, repeats=True, prefix=_prefix(references))
     check_same_ids(objects, said, what=id, names=(references.name, predictions.name))
     score = REG.score([_reg_record(key, *objects[key], said[key]) for key in objects], rule=rule)
     files = {"references": references, "predictions": predictions}
@@ -86,9 +86,9 @@ def _numbered(path: Path) -> list[tuple[str, Entry]]:
     return list(found.items())
 
 
-def _without_stem(said: dict[str, Value], references: Path) -> dict[str, Value]:
-    """Ids that name their file as well, as the reader's do: "REC_val:12" is line 12 of REC_val.jsonl."""
-    return {key.removeprefix(f"{references.stem}:"): value for key, value in said.items()}
+def _prefix(references: Path) -> str:
+    """Of ids that name their file as well, as the reader's do: "REC_val:12" is line 12 of REC_val.jsonl."""
+    return f"{references.stem}:"
 
 
 def _predictions(path: Path) -> list[Entry]:
