@@ -206,6 +206,12 @@ def test_rec_in_pixels_and_in_text(figures, tmp_path):
     assert figures(*argv, "--rule", "vlmevalkit")["accuracy"] == 0.25
 
 
+def test_corners_that_are_next_to_nothing(figures, tmp_path):
+    said = [{"id": k, "box": [1.2345678901234567e-09, -5e-324, 123456789.12345678, 1 / 3]} for k in (1, 2, 3, 4)]
+    argv = ["rec", "--references", lines(tmp_path / "refs.jsonl", REFS)]
+    assert figures(*argv, "--predictions", lines(tmp_path / "said.jsonl", said))["unparsable"] == 0
+
+
 @pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
 @pytest.mark.parametrize("geometry", ["pad-square", "stretch"])
 def test_written_boxes_score_the_same_in_every_notation(figures, tmp_path, codec, geometry):

@@ -29,7 +29,9 @@ STRETCHED = ("lmms-eval", "vlmevalkit")
 
 _QUADRUPLE = r"\d(?:\.\d*)?(?:,\d(?:\.\d*)?){3}"
 _SHIKRA = re.compile(rf"\[{_QUADRUPLE}(?:;{_QUADRUPLE})*\]")
-_NUMBER = r"\s*(-?\d{1,9}(?:\.\d{0,24})?)\s*"
+PLACES = 24
+"""Decimals at most of a number that is read."""
+_NUMBER = rf"\s*(-?\d{{1,9}}(?:\.\d{{0,{PLACES}}})?)\s*"
 _FOUR = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
 
 

@@ -24,6 +24,7 @@ from commvlm.data.readers import read
 from commvlm.data.readers.entry import Entry, short
 from commvlm.data.readers.files import read_json, read_pickle
 
+from ..metrics.rec import PLACES
 from ..tasks import REC, REG, Record
 from ..tasks.rec import BOX_CODEC
 from ..tasks.task import LARGEST, Size
@@ -126,7 +127,7 @@ def _said_box(entry: Entry) -> tuple[str, bool]:
     if entry.has("answer"):
         return entry.string("answer"), False
     box = _box(entry, "bbox" if entry.has("bbox") and not entry.has("box") else "box")
-    return f"[{','.join(np.format_float_positional(value) for value in box)}]", True
+    return f"[{','.join(np.format_float_positional(value, precision=PLACES) for value in box)}]", True
 
 
 def _box(entry: Entry, field: str) -> Box:
