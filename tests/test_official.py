@@ -297,7 +297,7 @@ ANSWERS = [{"question_id": k, "answer": "yes"} for k in (11, 12, 13)]
         (lambda rows: rows[:1], r"no prediction for question_id 12 \(and 1 more\)"),
         (lambda rows: [*rows, rows[0]], r"said.jsonl:4: has question_id 11 a second time; said.jsonl:1 has it"),
         (lambda rows: [*rows, rows[0] | {"question_id": 99}], r"question_id 99 is not in refs.jsonl; is it the right"),
-        (lambda rows: [{"answer": "yes"}], r"said.jsonl:1: has no question_id"),
+        (lambda rows: [rows[0], {"answer": "yes"}], r"said.jsonl:2: has no question_id"),
         (lambda rows: [rows[0] | {"answer": None}], r"said.jsonl:1: has answer None, it must be a text"),
         (lambda rows: [["yes"]], r"said.jsonl: entry 0|said.jsonl:1: is a list"),
         (lambda rows: [], r"said.jsonl: is empty"),
@@ -308,6 +308,24 @@ def test_faults_of_pope_predictions(refused, tmp_path, damage, said):
     references = lines(tmp_path / "refs.jsonl", QUESTIONS)
     line = refused("pope", "--references", references, "--predictions", lines(tmp_path / "said.jsonl", damage(ANSWERS)))
     assert re.search(said, line), line
+
+
+def test_pope_answers_without_ids_are_paired_by_line(figures, refused, tmp_path):
+    """POPE's own format, as its evaluate.py reads it."""
+    questions = [{**row, "text": f"Is there a {thing}?"} for row, thing in zip(QUESTIONS[::-1], "abc", strict=True)]
+    argv = ["pope", "--references", lines(tmp_path / "refs.jsonl", questions), "--predictions"]
+    said = [{"question": row["text"], "answer": row["label"]} for row in questions]
+    for answers in (said, [{"answer": row["answer"]} for row in said]):
+        assert figures(*argv, lines(tmp_path / "said.jsonl", answers))["accuracy"] == 1
+    for answers, text in (
+        (said[:2], "said.jsonl: has 2 answers and no question_id, refs.jsonl has 3 questions"),
+        (
+            [said[0], said[2], said[1]],
+            "said.jsonl:2: answers 'Is there a c?' where refs.jsonl asks 'Is there a b?'; keep",
+        ),
+        ([{"question_id": 11, **said[0]}, *said[1:]], "said.jsonl:2: has no question_id"),
+    ):
+        assert text in refused(*argv, lines(tmp_path / "said.jsonl", answers))
 
 
 def test_faults_of_pope_references(refused, tmp_path):
