@@ -258,6 +258,10 @@ def without(values: dict, name: str) -> dict:
     return {key: value for key, value in values.items() if key != name}
 
 
+def changed(**fields: object) -> Callable[[bytes], bytes]:
+    return lambda line: json.dumps(json.loads(line) | fields).encode() + b"\n"
+
+
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
@@ -269,10 +273,15 @@ def without(values: dict, name: str) -> dict:
             lambda line: json.dumps(without(json.loads(line), "text")).encode() + b"\n",
             "line 3: a prediction lacks text",
         ),
-        (lambda line: json.dumps(json.loads(line) | {"mood": 1}).encode() + b"\n", "line 3: .*unknown mood"),
-        (lambda line: json.dumps(json.loads(line) | {"text": 1}).encode() + b"\n", "line 3: text must be a text"),
-        (lambda line: json.dumps(json.loads(line) | {"width": -1}).encode() + b"\n", "line 3: width and height"),
-        (lambda line: json.dumps(json.loads(line) | {"boxes": [[1, 2]]}).encode() + b"\n", "line 3: boxes must be"),
+        (changed(mood=1), "line 3: .*unknown mood"),
+        (changed(text=1), "line 3: text must be a text"),
+        (changed(width=-1), "line 3: width and height"),
+        (changed(boxes=[[1, 2]]), "line 3: boxes must be"),
+        (changed(width=10**400), "line 3: width and height must be .* below 1,000,000,000"),
+        (changed(boxes=[[0, 0, 1, 10**400]]), "line 3: boxes must be .* below 1,000,000,000"),
+        (changed(asked_boxes=[[0, 0, 1, float("inf")]]), "line 3: asked_boxes must be"),
+        (changed(task="rec", facts={"geometry": "round"}), "line 3: there is no geometry 'round'; geometries: pad-sq"),
+        (changed(task="rec", facts={"box_codec": "words"}), "line 3: there is no box text 'words'; codecs: shikra3"),
         (lambda line: line.replace(b'"pope"', b'"poem"'), "line 3: there is no task 'poem'"),
         (lambda line: line + line, "line 4: a second prediction for pope 0y, line 3 holds one"),
     ],

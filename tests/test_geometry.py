@@ -131,7 +131,12 @@ def test_written_out_by_hand():
 def test_points_and_boxes_are_told_apart():
     text = "[0.1,0.2] [0.1,0.2,0.3,0.4] [0.1,0.2;0.3,0.4] [0.1]"
     assert parse_points(text) == [((0.1, 0.2),), ((0.1, 0.2), (0.3, 0.4))]
+    assert parse_points("(58,116),(300,400)", codec_of("0-1000")) == []
     assert parse_boxes(text) == [((0.1, 0.2, 0.3, 0.4),)]
+
+
+QWEN = "<|object_ref_start|>the cup<|object_ref_end|><|box_start|>(58,116),(300,400)<|box_end|><|im_end|>"
+"""As Qwen2-VL answers."""
 
 
 @pytest.mark.parametrize(
@@ -141,6 +146,21 @@ def test_points_and_boxes_are_told_apart():
         ("0-999", "[0,0,999,1000]", []),
         ("0-1000", "[0,0,999,1000]", [((0, 0, 0.999, 1),)]),
         ("0-1000", "[0, 0, 10001, 5]", []),
+        ("0-1000", "[[058,116,300,400]]", [((0.058, 0.116, 0.3, 0.4),)]),
+        ("0-1000", QWEN, [((0.058, 0.116, 0.3, 0.4),)]),
+        ("0-1000", "(58, 116), (300, 400)", [((0.058, 0.116, 0.3, 0.4),)]),
+        (
+            "0-999",
+            f"{QWEN} or [0,0,999,999] or (0,0),(999,999)",
+            [
+                ((58 / 999, 116 / 999, 300 / 999, 400 / 999),),
+                ((0, 0, 1, 1),),
+                ((0, 0, 1, 1),),
+            ],
+        ),
+        ("0-1000", "(58,116),(300,1001) (58,116)", []),
+        ("pixels", QWEN, []),
+        ("shikra3", "(0.1,0.2),(0.3,0.4)", []),
         ("pixels", "[0,0,1024,77.5]", [((0, 0, 1024, 77.5),)]),
         ("pixels", "[-1,0,3,4]", []),
         ("shikra3", "[0,0,999,999]", []),
@@ -150,7 +170,7 @@ def test_a_codec_reads_what_it_can_write(name, text, groups):
     assert parse_boxes(text, codec_of(name)) == groups
 
 
-@given(st.text(alphabet="[]0123456789.,; -", max_size=60), st.sampled_from(sorted(CODECS)))
+@given(st.text(alphabet="[]()0123456789.,; -", max_size=60), st.sampled_from(sorted(CODECS)))
 def test_any_answer_parses_and_stays_in_the_image(text, name):
     view = PadSquare(40, 30)
     for group in boxes_in_pixels(text, view, codec_of(name)):

@@ -19,6 +19,7 @@ from PIL import Image
 from test_answering import images  # noqa: F401
 
 from commvlm.data.example import Example, Turn
+from commvlm.data.images import open_image
 from commvlm.train.assemble import assemble
 from commvlm.train.recipe import load_recipe
 from commvlm.train.whole import save_whole
@@ -126,6 +127,26 @@ def test_lmms_eval_asks_as_we_do(harness, checkpoint, images):  # noqa: F811
     for odd in ([system], [user, user], [user, said], []):
         with pytest.raises(ValueError, match="has the turns"):
             model._example("3", odd)
+
+
+def test_pictures_are_what_they_show(harness, tmp_path):
+    """A palette's colours count, not its numbers, and what is transparent is white as in training."""
+    from commvlm.app.lmms_model import CommVLM
+
+    model = CommVLM.__new__(CommVLM)
+    model._folder = SimpleNamespace(name=str(tmp_path))
+    pictures = []
+    for palette in ((255, 0, 0), (0, 0, 255)):
+        picture = Image.new("P", (4, 3), 0)
+        picture.putpalette(palette)
+        pictures.append(picture)
+    shown = Image.new("RGBA", (4, 3), (0, 0, 0, 0))
+    pictures += [shown, shown.convert("LA"), Image.new("RGB", (4, 3), (255, 0, 0)), Image.new("L", (4, 3), 7)]
+    paths = [model._saved(picture) for picture in pictures]
+    colours = [(255, 0, 0), (0, 0, 255), (255, 255, 255), (255, 255, 255), (255, 0, 0), (7, 7, 7)]
+    assert [open_image(path).getpixel((0, 0)) for path in paths] == colours
+    assert (paths[0], paths[2]) == (paths[4], paths[3])
+    assert len(set(paths)) == 4
 
 
 RANK = """

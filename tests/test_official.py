@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import pickle
 import re
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,11 @@ from typing import Any
 import pytest
 
 from commvlm.cli import main
+from commvlm.data.boxes import CODECS, format_boxes
+from commvlm.data.geometry import GEOMETRIES
 from commvlm.evaluate.metrics import cider_d, ptb_tokenize
+from commvlm.evaluate.official import write_official
+from commvlm.evaluate.tasks import REC, Record
 
 SAMPLES = Path(__file__).resolve().parents[1].parent / "shared" / "samples"
 needs_samples = pytest.mark.skipif(not SAMPLES.is_dir(), reason="the reference samples are not beside the project")
@@ -200,6 +206,34 @@ def test_rec_in_pixels_and_in_text(figures, tmp_path):
     assert figures(*argv, "--rule", "vlmevalkit")["accuracy"] == 0.25
 
 
+def test_corners_that_are_next_to_nothing(figures, tmp_path):
+    said = [{"id": k, "box": [1.2345678901234567e-09, -5e-324, 123456789.12345678, 1 / 3]} for k in (1, 2, 3, 4)]
+    argv = ["rec", "--references", lines(tmp_path / "refs.jsonl", REFS)]
+    assert figures(*argv, "--predictions", lines(tmp_path / "said.jsonl", said))["unparsable"] == 0
+
+
+@pytest.mark.parametrize("codec", CODECS.values(), ids=CODECS)
+@pytest.mark.parametrize("geometry", ["pad-square", "stretch"])
+def test_written_boxes_score_the_same_in_every_notation(figures, tmp_path, codec, geometry):
+    facts = {"box_codec": codec.name, "geometry": geometry}
+    records = []
+    for number, ref in enumerate(REFS, start=1):
+        size, true = (ref["width"], ref["height"]), tuple(ref["bbox"])
+        text = format_boxes([true], GEOMETRIES[geometry](*size), codec) if number % 2 else "on the left"
+        records.append(
+            Record(
+                id=str(number), task="rec", image=ref["img_path"], width=size[0], height=size[1], question="?", text=text,
+                parsed=REC.parse(text, size, facts), answer="", boxes=(true,), facts=facts,
+            )
+        )  # fmt: skip
+    (written,) = write_official(records, tmp_path / "out")
+    found = figures("rec", "--references", lines(tmp_path / "refs.jsonl", REFS), "--predictions", written)
+    score = REC.score(records)
+    assert (100 * found["accuracy"], found["unparsable"]) == (score.value, 2)
+    assert found["mean_iou"] == pytest.approx(score.extra["mean_iou"] / 100)
+    assert score.value == 50
+
+
 def test_reg_of_lines_is_per_object(figures, tmp_path):
     references = lines(tmp_path / "refs.jsonl", REFS)
     said = [{"id": 1, "sent": "the cup"}, {"id": 2, "sent": "man"}, {"id": 3, "sent": "a small dog"}]
@@ -263,7 +297,7 @@ ANSWERS = [{"question_id": k, "answer": "yes"} for k in (11, 12, 13)]
         (lambda rows: rows[:1], r"no prediction for question_id 12 \(and 1 more\)"),
         (lambda rows: [*rows, rows[0]], r"said.jsonl:4: has question_id 11 a second time; said.jsonl:1 has it"),
         (lambda rows: [*rows, rows[0] | {"question_id": 99}], r"question_id 99 is not in refs.jsonl; is it the right"),
-        (lambda rows: [{"answer": "yes"}], r"said.jsonl:1: has no question_id"),
+        (lambda rows: [rows[0], {"answer": "yes"}], r"said.jsonl:2: has no question_id"),
         (lambda rows: [rows[0] | {"answer": None}], r"said.jsonl:1: has answer None, it must be a text"),
         (lambda rows: [["yes"]], r"said.jsonl: entry 0|said.jsonl:1: is a list"),
         (lambda rows: [], r"said.jsonl: is empty"),
@@ -274,6 +308,24 @@ def test_faults_of_pope_predictions(refused, tmp_path, damage, said):
     references = lines(tmp_path / "refs.jsonl", QUESTIONS)
     line = refused("pope", "--references", references, "--predictions", lines(tmp_path / "said.jsonl", damage(ANSWERS)))
     assert re.search(said, line), line
+
+
+def test_pope_answers_without_ids_are_paired_by_line(figures, refused, tmp_path):
+    """POPE's own format, as its evaluate.py reads it."""
+    questions = [{**row, "text": f"Is there a {thing}?"} for row, thing in zip(QUESTIONS[::-1], "abc", strict=True)]
+    argv = ["pope", "--references", lines(tmp_path / "refs.jsonl", questions), "--predictions"]
+    said = [{"question": row["text"], "answer": row["label"]} for row in questions]
+    for answers in (said, [{"answer": row["answer"]} for row in said]):
+        assert figures(*argv, lines(tmp_path / "said.jsonl", answers))["accuracy"] == 1
+    for answers, text in (
+        (said[:2], "said.jsonl: has 2 answers and no question_id, refs.jsonl has 3 questions"),
+        (
+            [said[0], said[2], said[1]],
+            "said.jsonl:2: answers 'Is there a c?' where refs.jsonl asks 'Is there a b?'; keep",
+        ),
+        ([{"question_id": 11, **said[0]}, *said[1:]], "said.jsonl:2: has no question_id"),
+    ):
+        assert text in refused(*argv, lines(tmp_path / "said.jsonl", answers))
 
 
 def test_faults_of_pope_references(refused, tmp_path):
@@ -421,7 +473,12 @@ def test_a_missing_mme_file(refused, tmp_path):
         ([{"id": k, "box": [0, 0, 1, 1]} for k in (1, 2, 3)], "said.jsonl: has no prediction for id 4 of refs.jsonl"),
         ([{"id": 1, "box": [0, 0, 1]}], r"has box [0.0, 0.0, 1.0], it must be"),
         ([{"id": 1, "box": [0, 0, 1, float("inf")]}], "all finite"),
+        ([{"id": 1, "box": [0, 0, 1, 10**10]}], "all finite and below 1,000,000,000"),
         ([{"box": [0, 0, 1, 1]}], "said.jsonl:1: has no id"),
+        (
+            [{"id": id, "box": [0, 0, 1, 1]} for id in ("refs:1", 1, 2, 3, 4)],
+            "said.jsonl:2: has id 1 a second time; said.jsonl:1 has it already",
+        ),
     ],
 )
 def test_faults_of_rec_predictions(refused, tmp_path, rows, said):
@@ -429,8 +486,39 @@ def test_faults_of_rec_predictions(refused, tmp_path, rows, said):
     assert said in refused("rec", "--references", references, "--predictions", lines(tmp_path / "said.jsonl", rows))
 
 
+def test_images_without_a_size(refused, tmp_path):
+    argv = ["rec", *refer_files(tmp_path), "--instances", tmp_path / "instances.json"]
+    argv += ["--predictions", lines(tmp_path / "said.jsonl", [{"id": 0, "box": [0, 0, 1, 1]}])]
+    content = json.loads((tmp_path / "instances.json").read_text())
+    for size, said in (({}, "(None, None)"), ({"width": 640, "height": 0}, "(640, 0)")):
+        content["images"] = [{"id": 1, "file_name": "a.jpg", **size}]
+        whole(tmp_path / "instances.json", content)
+        assert f"instances.json: image 1 has width and height {said}; REC needs both" in refused(*argv)
+    references = lines(tmp_path / "refs.jsonl", [REFS[0] | {"width": 10**400}])
+    argv = ["rec", "--references", references, "--predictions", tmp_path / "said.jsonl"]
+    assert "refs.jsonl:1: has width and height (1000000" in refused(*argv)
+
+
 def test_two_expressions_for_one_object(refused, tmp_path):
     references = whole(tmp_path / "refs.json", [{"ref_id": 5, "sentences": [{"sent": "a cup"}]}])
     said = whole(tmp_path / "r.json", {"predictions": [{"ref_id": 5, "sent": "a cup"}, {"ref_id": 5, "sent": "cups"}]})
     line = refused("reg", "--references", references, "--predictions", said)
     assert "r.json: entry 1 has ref_id 5 a second time" in line
+
+
+@pytest.mark.parametrize("name", ["../../evil", "a/b", "..", "", "a b", "a\n"])
+def test_no_file_outside_the_folder_is_written(tmp_path, name):
+    """A set or a subtask of somebody's predictions is no path."""
+    ids = {"question_id": 1, "image_name": "1.jpg", "question_number": 0}
+    for task, fact in (("pope", "set"), ("mme", "subtask")):
+        record = Record(
+            id="7", task=task, image="1.jpg", width=None, height=None, question="?", text="yes", parsed="yes",
+            answer="yes", facts={**ids, "subtask": "OCR", fact: name},
+        )  # fmt: skip
+        with pytest.raises(ValueError, match=rf"{task} 7: {fact} '.*'") as error:
+            write_official([record], tmp_path / "out")
+        assert "\n" not in str(error.value)
+        assert list(tmp_path.iterdir()) == []
+        kept = replace(record, facts={**ids, fact: {"set": "OK-vqa_2.1+", "subtask": "count"}[fact]})
+        assert write_official([kept], tmp_path / "out")[0].is_file()
+        shutil.rmtree(tmp_path / "out")

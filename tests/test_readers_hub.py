@@ -193,6 +193,34 @@ def test_datasets_of_dialogues_and_named_images(tmp_path):
         read("datasets", images=tmp_path, dataset=tmp_path / "set", split="test")
 
 
+def test_splits_and_configurations_are_not_mixed(tmp_path):
+    """Each file says its own name; one of an older set has a hash, one of a converted set a number only."""
+    files = ["data/test-00000-of-00002", "data/test-00001-of-00002", "data/test-dev-00000-of-00001-0a1b2c3d4e5f6789",
+             "data/train", "other/val/0000", "other/val/0001", "more/val/0000"]  # fmt: skip
+    for name in files:
+        path = tmp_path / "set" / f"{name}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        row = {"image": ["a.png"], "question": [name], "answer": ["x"]}
+        datasets.Dataset.from_dict(row).to_parquet(str(path))
+
+    def asked(dataset, split):
+        found = read("datasets", images=tmp_path, dataset=tmp_path / dataset, task="vqa", split=split)
+        return [example.turns[0].question for example in found]
+
+    assert asked("set", "test") == files[:2]
+    assert asked("set", "test-dev") == files[2:3]
+    assert asked("set", "train") == files[3:4]
+    assert asked("set/other", None) == asked("set/other", "val") == files[4:6]
+    with pytest.raises(ValueError, match=r"set/data: has the splits test, test-dev, train; name one$"):
+        asked("set/data", None)
+    with pytest.raises(
+        ValueError, match=r"set: has files of one split in the folders more/val, other/val; name one as"
+    ):
+        asked("set", "val")
+    with pytest.raises(ValueError, match=r"has no split 'tes'; it has test, test-dev, train, val"):
+        asked("set", "tes")
+
+
 def test_folders_that_are_no_datasets(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(ValueError, match="holds no Parquet or Arrow file"):

@@ -115,6 +115,19 @@ def test_unwrapped_and_unparsable_answers_are_told(tmp_path):
     assert any("was taken off 0 of A's answers, 6 of B's" in sentence for sentence in said)
 
 
+def test_a_receipt_of_the_least_fields_is_compared(tmp_path, capsys):
+    least = {"task": "pope", "rule": "official", "value": 40.0, "n": 12, "files": {"questions": {}}, "versions": {}}
+    bare, full = (
+        write_json(value, tmp_path / f"{n}.json") for n, value in enumerate((least, made(tmp_path, "a", GOOD)))
+    )
+    assert main(["receipts", "diff", str(bare), str(full)]) == 0
+    said = capsys.readouterr().out
+    assert "B is 60.00 above A (40.00 and 100.00); without standard errors" in said
+    assert "could not be read" not in said
+    assert "wrapper" not in said
+    assert main(["receipts", "diff", str(bare), str(bare)]) == 0
+
+
 def test_what_is_no_receipt(tmp_path, capsys):
     good = write_json(made(tmp_path, "a", GOOD), tmp_path / "good.json")
     for content, text in (
@@ -185,8 +198,10 @@ def test_where_the_points_go(tmp_path, capsys):
     assert capsys.readouterr().out.strip() == table.strip()
     assert main(["rescore", str(path), "--rule", "strict", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["pope"]["rule"] == "strict"
-    assert main(["rescore", str(path), "--rule", "lenient"]) == 2
-    assert "no task has a rule 'lenient': choose one of" in capsys.readouterr().err
+    for rule in ("lenient", "evalai"):  # a rule of none, and one of VQA
+        assert main(["rescore", str(path), "--rule", rule]) == 2
+        said = f"p.jsonl has a rule '{rule}': choose one of official, strict, shikra, lmms-eval, vlmevalkit\n"
+        assert capsys.readouterr().err.endswith(said)
     assert main(["rescore", str(tmp_path / "gone.jsonl"), "--all-rules"]) == 2
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import numpy as np
 import pytest
 
@@ -51,6 +53,14 @@ def test_wrappers_are_stripped_by_rule(text, bare):
     assert unwrap(text) == bare
 
 
+def test_wrappers_are_looked_for_quickly():
+    for blanks in ("\n" * 100_000, " " * 100_000):
+        start = time.process_time()
+        assert unwrap(f"{blanks}Answer: red") == "red"
+        unwrap(blanks)
+        assert time.process_time() - start < 1
+
+
 # --- REC ---
 
 
@@ -81,6 +91,25 @@ def test_rec_score():
     tie = [record("rec", 0, "[0.000,0.000,0.250,0.500]", **exact)]
     assert (REC.score(tie).value, REC.score(tie, rule="shikra").value) == (100.0, 0.0)
     assert REC.score([record("rec", 0, written(half), boxes=(BOX,))], rule="shikra").unparsable == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "standard", "shikra"),
+    [
+        ("[0.100,0.100,0.500,0.500]", 100, 100),
+        ("Answer: [0.1,0.1,0.5,0.5] .", 100, 100),
+        ("[0.100, 0.100, 0.500, 0.500]", 100, 0),  # Shikra's pattern has no blanks
+        ("[0.100,0.100,0.500,0.500] or [0.100,0.100,1.200,0.500]", 100, 0),  # and no bounds: two boxes
+        ("[0.100,0.100,0.500,0.500] or [0, 0, 1, 1]", 0, 100),
+        ("[0.100,0.100,0.500,0.500;0.1,0.1,0.5,0.5]", 0, 0),
+        ("[00.1,0.1,0.5,0.5]", 0, 0),
+    ],
+)
+def test_rec_reads_shikras_text_by_shikras_pattern(text, standard, shikra):
+    square = {"width": 1000, "height": 1000, "boxes": ((100.0, 100.0, 500.0, 500.0),)}
+    asked = [record("rec", 0, text, **square)]
+    assert [REC.score(asked, rule=rule).value for rule in ("standard", "shikra")] == [standard, shikra]
+    assert REC.score(asked, rule="shikra").unparsable == (shikra == 0)
 
 
 def test_rec_rules_agree_apart_from_rounding():

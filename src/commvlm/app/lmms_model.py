@@ -97,13 +97,15 @@ class CommVLM(lmms):
         return Example(id, "dialogue", images[0] if images else None, tuple(turns))
 
     def _saved(self, image: Image.Image | str) -> Path:
-        """The picture as a file named by its pixels: the same picture is the same file, and is read once."""
+        """The picture as a file named by its pixels: the same picture is the same file, and is read once. What is transparent
+        stays so, and becomes white where the file is opened, as in training."""
         if isinstance(image, str):
             return Path(image)
-        digest = hashlib.sha256(f"{image.mode} {image.size}".encode() + image.tobytes()).hexdigest()
+        shown = image.convert("RGBA" if image.has_transparency_data else "RGB")
+        digest = hashlib.sha256(f"{shown.mode} {shown.size}".encode() + shown.tobytes()).hexdigest()
         path = Path(self._folder.name) / f"{digest}.png"
         if not path.exists():
-            image.convert("RGB").save(path)
+            shown.save(path)
         return path
 
 

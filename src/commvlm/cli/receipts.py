@@ -50,12 +50,13 @@ def _rescore(options: argparse.Namespace) -> None:
     from ..evaluate.scores import scores_table
     from ..evaluate.tasks import TASKS
 
-    tasks = [name for name, task in TASKS.items() if options.rule in task.rules]
-    if options.rule is not None and not tasks:
-        known = dict.fromkeys(rule for task in TASKS.values() for rule in task.rules)
-        raise ValueError(f"no task has a rule {options.rule!r}: choose one of {', '.join(known)}")
-    chosen = {} if options.rule is None else dict.fromkeys(tasks, str(options.rule))
+    chosen = {name: str(options.rule) for name, task in TASKS.items() if options.rule in task.rules}
     scores = score(options.predictions, rules=chosen)
+    if options.rule is not None and not chosen.keys() & scores.keys():
+        known = dict.fromkeys(rule for name in scores for rule in TASKS[name].rules)
+        raise ValueError(
+            f"no task of {options.predictions} has a rule {options.rule!r}: choose one of {', '.join(known)}"
+        )
     if options.json:
         print(json.dumps({name: found.as_json() for name, found in scores.items()}, indent=1))
     else:

@@ -2,7 +2,8 @@
 
 A codec says which numbers stand in the text. shikra3: [0, 1] of the view with three decimals, Shikra's and COMM's. 0-999,
 0-1000: the same as whole numbers (Qwen-VL's and InternVL's). pixels: whole pixels of the original image, whatever the view.
-A group is `[x1,y1,x2,y2;...]`, of points `[x,y;...]`.
+A group is `[x1,y1,x2,y2;...]`, of points `[x,y;...]`. In 0-999 and 0-1000 a box may also stand as `(x1,y1),(x2,y2)`, which is
+how Qwen-VL and Qwen2-VL answer.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -60,10 +62,10 @@ class Codec:
         return tuple(value for point in points for value in view.inverse_point(point))
 
     def groups(self, text: str, length: int) -> list[tuple[tuple[float, ...], ...]]:
-        """Every bracket that holds groups of `length` numbers, `read`."""
+        """Every bracket that holds groups of `length` numbers, and every box that Qwen-VL writes, `read`."""
         found = []
-        for match in _PATTERNS[self.top == 1, length].finditer(text):
-            values = [self.read(one) for one in match.group(1).split(";")]
+        for match in _pattern(self.top, length).finditer(text):
+            values = [self.read(one) for one in _FRAME.sub("", match.group()).split(";")]
             if all(value is not None for value in values):
                 found.append(tuple(values))
         return found
@@ -75,13 +77,17 @@ CODECS = {
 }
 
 
-def _pattern(number: str, length: int) -> re.Pattern[str]:
+_FRAME = re.compile(r"[\[\]()]")
+
+
+@cache
+def _pattern(top: int | None, length: int) -> re.Pattern[str]:
+    """Groups of `length` numbers of a codec with that top."""
+    number = r"(?:0(?:\.[0-9]*)?|1(?:\.0*)?)" if top == 1 else r"[0-9]{1,6}(?:\.[0-9]*)?"
     one = rf"{number}(?:\s*,\s*{number}){{{length - 1}}}"
-    return re.compile(rf"\[\s*({one}(?:\s*;\s*{one})*)\s*\]")
-
-
-_NUMBERS = {True: r"(?:0(?:\.[0-9]*)?|1(?:\.0*)?)", False: r"(?:0|[1-9][0-9]{0,5})(?:\.[0-9]*)?"}
-_PATTERNS = {(unit, length): _pattern(number, length) for unit, number in _NUMBERS.items() for length in (2, 4)}
+    group, corner = rf"\[\s*{one}(?:\s*;\s*{one})*\s*\]", rf"\(\s*{number}\s*,\s*{number}\s*\)"
+    corners = rf"|{corner}\s*,\s*{corner}" if top in (999, 1000) and length == 4 else ""
+    return re.compile(group + corners)
 
 
 def codec_of(name: str) -> Codec:
@@ -114,9 +120,9 @@ def _formatted(group: Iterable[tuple[float, ...]], view: View, codec: Codec, wha
 def parse_boxes(text: str, codec: Codec = SHIKRA3) -> list[tuple[Box, ...]]:
     """Every `[x1,y1,x2,y2;...]` of a text as a group of boxes in [0, 1] of the view, in order; none gives an empty list.
 
-    All that `format_boxes` writes is read back, and spaces around the numbers are forgiven. Brackets with another
-    number of values, or with a value that the codec cannot write, are no boxes. Nothing is repaired: swapped corners stay
-    so. With codec "pixels" they are pixels of the image.
+    All that `format_boxes` writes is read back, and spaces around the numbers are forgiven; of 0-999 and 0-1000 also
+    `(x1,y1),(x2,y2)`. Brackets with another number of values, or with a value that the codec cannot write, are no boxes.
+    Nothing is repaired: swapped corners stay so. With codec "pixels" they are pixels of the image.
     """
     return codec.groups(text, 4)  # type: ignore[return-value]
 

@@ -18,12 +18,11 @@ def differences(a: Receipt, b: Receipt) -> list[str]:
             f"A was scored by the rule {a['rule']}, B by {b['rule']}; `commvlm rescore` shows both on one file."
         )
     said += _references(a, b)
-    if a["unparsable"] != b["unparsable"]:
-        said.append(f"{a['unparsable']} of A's answers and {b['unparsable']} of B's could not be read.")
-    if _get(a, "unwrapped") != _get(b, "unwrapped"):
+    if unread := _differing(a, b, "unparsable"):
+        said.append(f"{unread[0]} of A's answers and {unread[1]} of B's could not be read.")
+    if bared := _differing(a, b, "unwrapped"):
         said.append(
-            f"A wrapper such as 'The answer is ...' was taken off {_get(a, 'unwrapped')} of A's answers, "
-            f"{_get(b, 'unwrapped')} of B's."
+            f"A wrapper such as 'The answer is ...' was taken off {bared[0]} of A's answers, {bared[1]} of B's."
         )
     said += _prompts(a, b)
     if _get(a, "box_codec") != _get(b, "box_codec"):
@@ -39,7 +38,7 @@ def _references(a: Receipt, b: Receipt) -> list[str]:
     said = []
     if _get(a, "split") != _get(b, "split"):
         said.append(f"A is on the split {_get(a, 'split')}, B on {_get(b, 'split')}.")
-    hashes = [{name: file["sha256"] for name, file in receipt["files"].items()} for receipt in (a, b)]
+    hashes = [{name: _get(file, "sha256") for name, file in receipt["files"].items()} for receipt in (a, b)]
     odd = sorted(name for name in {*hashes[0], *hashes[1]} if _get(hashes[0], name) != _get(hashes[1], name))
     if odd:
         said.append(f"They were held against different files ({', '.join(odd)}): the contents are not the same.")
@@ -50,7 +49,7 @@ def _references(a: Receipt, b: Receipt) -> list[str]:
 
 def _prompts(a: Receipt, b: Receipt) -> list[str]:
     first, second = (_get(receipt, "prompt") or {} for receipt in (a, b))
-    if not _get(first, "first") or not _get(second, "first") or first["sha256"] == second["sha256"]:
+    if not _get(first, "first") or not _get(second, "first") or _get(first, "sha256") == _get(second, "sha256"):
         return []
     return [f"The questions were asked in other words: A began with {first['first']!r}, B with {second['first']!r}."]
 
@@ -92,6 +91,12 @@ def _gap(a: Receipt, b: Receipt) -> str:
     spread = (errors[0] ** 2 + errors[1] ** 2) ** 0.5
     verdict = "more than chance explains" if abs(gap) > 1.96 * spread else "within what other images would change"
     return f"{said}: {verdict}, if the images were drawn apart (standard errors {errors[0]:.2f} and {errors[1]:.2f})."
+
+
+def _differing(a: Receipt, b: Receipt, name: str) -> tuple[Any, Any] | None:
+    """Both figures, where both receipts have one and they differ."""
+    pair = _get(a, name), _get(b, name)
+    return None if None in pair or pair[0] == pair[1] else pair
 
 
 def _get(value: Mapping[str, Any], name: str) -> Any:

@@ -7,7 +7,6 @@ that a kill cut off is dropped when the run goes on. Complete, it gets its name.
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -15,9 +14,10 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from commvlm.data.example import Box
+from commvlm.data.readers.entry import short
 
 from .tasks import Record, task_named
-from .tasks.task import Size
+from .tasks.task import LARGEST, Size
 
 _TEXTS = ("id", "task", "question", "text", "answer")
 _FIELDS = frozenset((*_TEXTS, "image", "width", "height", "parsed", "boxes", "asked_boxes", "references", "facts"))
@@ -125,17 +125,19 @@ def _image(value: Any) -> str | None:
 
 
 def _size(values: Mapping[str, Any]) -> Size | None:
-    width, height = values["width"], values["height"]
-    if width is None and height is None:
+    size: Any = values["width"], values["height"]
+    if size == (None, None):
         return None
-    if type(width) is int and type(height) is int and width > 0 and height > 0:
-        return width, height
-    raise ValueError(f"width and height must be whole numbers above 0, they are {width!r} and {height!r}")
+    if all(type(side) is int and 0 < side < LARGEST for side in size):
+        return size
+    raise ValueError(f"width and height must be whole numbers above 0 and below {LARGEST:,}, they are {short(size)}")
 
 
 def _boxes(value: Any, name: str) -> tuple[Box, ...]:
     if not isinstance(value, list) or not all(_is_box(box) for box in value):
-        raise ValueError(f"{name} must be a list of boxes [x1, y1, x2, y2] in pixels, it is {value!r}")
+        raise ValueError(
+            f"{name} must be a list of boxes [x1, y1, x2, y2] in pixels, below {LARGEST:,}, it is {short(value)}"
+        )
     return tuple((float(x1), float(y1), float(x2), float(y2)) for x1, y1, x2, y2 in value)
 
 
@@ -143,7 +145,7 @@ def _is_box(value: Any) -> bool:
     return (
         isinstance(value, list)
         and len(value) == 4
-        and all(type(corner) in (int, float) and math.isfinite(corner) for corner in value)
+        and all(type(corner) in (int, float) and abs(corner) < LARGEST for corner in value)
     )
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
@@ -23,6 +24,8 @@ from .sharegpt import dialogue_of
 
 ROLES = ("image", "question", "answer", "answers", "conversations", "box", "id")
 REFER = ("rec", "reg", "gc")
+_NUMBER = re.compile(r"(?:^|[-_])\d+(?:-of-\d+(?:-[0-9a-f]+)?)?$")
+"""Which of several files of a split one is: `-00000-of-00002`, with a hash behind it in older sets, or a number alone."""
 _ENDINGS = {b"\xff\xd8\xff": ".jpg", b"\x89PNG": ".png", b"GIF8": ".gif", b"RIFF": ".webp", b"BM": ".bmp"}
 
 
@@ -36,8 +39,8 @@ def read_hub(
 
     columns: role -> column's name, where they differ; roles: image, question, answer, answers, conversations, box, id. A list
     in answer or answers (of texts, or VQAv2's objects with an answer each) gives the references, and the most frequent is the
-    answer. split: of a folder that has several: the
-    part of a file's name before the first dash. boxes: convention of the box column, and of boxes in conversations.
+    answer. split: must be named where the folder has several; `train` is in train.parquet, train-00000-of-00002.parquet, ...
+    and train/0000.parquet. boxes: convention of the box column, and of boxes in conversations.
     """
     given = columns or {}
     # Of answer and answers the one that is named counts, though the set may have a column of the other's name.
@@ -88,13 +91,25 @@ def _rows(dataset: Path, split: str | None) -> Iterator[Mapping[str, Any]]:
 def _files(dataset: Path, split: str | None) -> tuple[str, list[Path]]:
     for kind in ("parquet", "arrow"):
         files = sorted(path for path in dataset.rglob(f"*.{kind}"))
-        chosen = [path for path in files if split is None or path.name.split("-")[0] == split or path.stem == split]
+        names = ", ".join(sorted({_split(path) for path in files}))
+        chosen = [path for path in files if split in (None, _split(path))]
+        if files and not chosen:
+            raise ValueError(f"{dataset}: has no split {split!r}; it has {names}")
+        if len({_split(path) for path in chosen}) > 1:
+            raise ValueError(f"{dataset}: has the splits {names}; name one")
+        folders = sorted({str(path.parent.relative_to(dataset)) for path in chosen})
+        if len(folders) > 1:
+            raise ValueError(
+                f"{dataset}: has files of one split in the folders {', '.join(folders)}; name one as dataset"
+            )
         if chosen:
             return kind, chosen
-        if files:
-            names = sorted({path.name.split("-")[0].split(".")[0] for path in files})
-            raise ValueError(f"{dataset}: has no split {split!r}; it has {', '.join(names)}")
     raise ValueError(f"{dataset}: holds no Parquet or Arrow file")
+
+
+def _split(path: Path) -> str:
+    """What a file's name says before its number among several; a name that is only a number has its folder's."""
+    return _NUMBER.sub("", path.stem) or path.parent.name
 
 
 def _renamed(rows: Iterator[Entry | EntryError], named: Mapping[str, str]) -> Iterator[Entry | EntryError]:

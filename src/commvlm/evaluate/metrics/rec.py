@@ -1,7 +1,9 @@
 """REC acc@0.5: the share of expressions whose box overlaps the true one. No official tool exists; the rules are named.
 
-standard    float corners, IoU >= 0.5 in original pixels (MDETR, Qwen-VL, InternVL, lmms-eval and VLMEvalKit agree).
-shikra      IoU > 0.5, taken on the padded square with three decimals (shikra's RECComputeMetrics).
+standard    float corners, IoU >= 0.5 in original pixels (MDETR, Qwen-VL, InternVL, lmms-eval and VLMEvalKit agree). Boxes in
+            text are clipped to the image, those in pixels are taken as they are.
+shikra      IoU > 0.5, taken on the padded square with three decimals; its text is read by Shikra's own pattern, which has no
+            blanks and any numbers of one leading digit (shikra's RECComputeMetrics).
 mattnet     the same, but none where the overlap is a pixel wide or high at most (computeIoU of MAttNet, UNITER, ALBEF).
 lmms-eval   the first four bracketed numbers as shares of the image's width and height, without padding; IoU >= 0.5.
 vlmevalkit  InternVL's reading, which VLMEvalKit took over: the same, but divided by 1000 when their sum is 4 or more.
@@ -25,7 +27,11 @@ REC_RULES = ("standard", "shikra", "mattnet", "lmms-eval", "vlmevalkit")
 STRETCHED = ("lmms-eval", "vlmevalkit")
 """Rules that read numbers as shares of width and height."""
 
-_NUMBER = r"\s*(-?\d{1,9}(?:\.\d{0,24})?)\s*"
+_QUADRUPLE = r"\d(?:\.\d*)?(?:,\d(?:\.\d*)?){3}"
+_SHIKRA = re.compile(rf"\[{_QUADRUPLE}(?:;{_QUADRUPLE})*\]")
+PLACES = 24
+"""Decimals at most of a number that is read."""
+_NUMBER = rf"\s*(-?\d{{1,9}}(?:\.\d{{0,{PLACES}}})?)\s*"
 _FOUR = re.compile(rf"\[{_NUMBER},{_NUMBER},{_NUMBER},{_NUMBER}\]")
 
 
@@ -45,6 +51,15 @@ def rec_correct(iou: ArrayLike, *, rule: str = "standard") -> np.ndarray:
     if rule not in REC_RULES:
         raise ValueError(f"REC has no rule {rule!r}: choose one of {', '.join(REC_RULES)}")
     return overlap > THRESHOLD if rule == "shikra" else overlap >= THRESHOLD
+
+
+def shikra_box(text: str) -> Box | None:
+    """The box of an answer in Shikra's text as Shikra reads it, in its numbers: of exactly one match that holds one."""
+    found = _SHIKRA.findall(text)
+    if len(found) != 1 or ";" in found[0]:
+        return None
+    x1, y1, x2, y2 = (float(number) for number in found[0][1:-1].split(","))
+    return x1, y1, x2, y2
 
 
 def stretched_box(text: str, width: int, height: int, *, rule: str) -> Box | None:

@@ -1,14 +1,16 @@
 """POPE: references as in output/coco/*.json, predictions as JSON lines {"question_id", "answer"} (LLaVA: "text").
 
-The official script pairs the two files by line. Here they are paired by question_id, so the order of lines is free.
+Files are paired by question_id, so the order of lines is free. Where no prediction has one they are paired by line, as the
+official script does with its own format, {"question", "answer"}; each question must then be its reference's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from commvlm.data.readers.entry import Entry
+from commvlm.data.readers.entry import Entry, short
 
 from ..metrics import pope_scores
 from ..tasks import POPE, Record, as_it_is
@@ -23,8 +25,10 @@ def score_pope(references: Path, predictions: Path, *, rule: str = "official") -
     Raises ValueError naming file, place and question_id for what cannot be paired or read.
     """
     asked = by_id(rows(references), _question, id=ID)
-    said = by_id(rows(predictions), _answer, id=ID)
-    check_same_ids(asked, said, what=ID, names=(references.name, predictions.name))
+    entries, names = rows(predictions), (references.name, predictions.name)
+    ids = any(entry.has(ID) for entry in entries)
+    said = by_id(entries, _answer, id=ID) if ids else _by_line(asked, entries, names)
+    check_same_ids(asked, said, what=ID, names=names)
     records = [_record(key, *asked[key], said[key]) for key in sorted_ids(asked)]
     score = POPE.score(records, rule=rule, bare=as_it_is)
     figures = pope_scores([record.text for record in records], [record.answer for record in records], rule=rule)
@@ -40,6 +44,22 @@ def _question(entry: Entry) -> tuple[str, str, str]:
         entry.text("text"),
         label,
     )
+
+
+def _by_line(
+    asked: Mapping[str, tuple[str, str, str]], entries: Sequence[Entry], names: tuple[str, str]
+) -> dict[str, str]:
+    """Answers by the question_id of the reference in the same place. names: of the files of references, predictions."""
+    if len(entries) != len(asked):
+        raise ValueError(
+            f"{names[1]}: has {len(entries)} answers and no {ID}, {names[0]} has {len(asked)} questions; "
+            f"without {ID} each needs its line"
+        )
+    for entry, (_, question, _) in zip(entries, asked.values(), strict=True):
+        if entry.has("question") and entry.string("question") != question:
+            said = short(entry.raw("question"))
+            raise entry.error(f"answers {said} where {names[0]} asks {short(question)}; keep its order or give {ID}")
+    return dict(zip(asked, map(_answer, entries), strict=True))
 
 
 def _answer(entry: Entry) -> str:

@@ -12,21 +12,24 @@ text; REG {"ref_id" (or "id"), "sent"}, as in refer's test/sample_expressions_*.
 
 from __future__ import annotations
 
-import math
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from commvlm.data.example import Box
+from commvlm.data.example import Box, Example
 from commvlm.data.readers import read
-from commvlm.data.readers.entry import Entry
+from commvlm.data.readers.entry import Entry, short
 from commvlm.data.readers.files import read_json, read_pickle
 
+from ..metrics.rec import PLACES
 from ..tasks import REC, REG, Record
 from ..tasks.rec import BOX_CODEC
+from ..tasks.task import LARGEST, Size
 from .caption import sentence_figures
-from .result import Official, Value, by_id, check_same_ids, listed, rows
+from .result import Official, by_id, check_same_ids, listed, rows
 
 PICKLE = ".p"
 Object = tuple[str, tuple[Box, ...], tuple[str, ...]]
@@ -47,7 +50,7 @@ def score_rec(
     """
     pickled = references.suffix == PICKLE
     asked = _sentences(references, instances, split) if pickled else _lines(references)
-    said = _without_stem(by_id(rows(predictions), _said_box, id="id"), references)
+    said = by_id(rows(predictions), _said_box, id="id", prefix=_prefix(references))
     check_same_ids(asked, said, what="id", names=(references.name, predictions.name))
     score = REC.score([_answered(record, *said[key]) for key, record in asked.items()], rule=rule)
     figures = {
@@ -67,7 +70,7 @@ def score_reg(references: Path, predictions: Path, *, rule: str = "ptb", split: 
     objects = _refs(references, split) if references.suffix == PICKLE else _objects(references)
     entries = _predictions(predictions)
     id = "ref_id" if entries and entries[0].has("ref_id") else "id"
-    said = _without_stem(by_id(entries, lambda entry: entry.string("sent"), id=id, repeats=True), references)
+    said = by_id(entries, lambda entry: entry.string("sent"), id=id, repeats=True, prefix=_prefix(references))
     check_same_ids(objects, said, what=id, names=(references.name, predictions.name))
     score = REG.score([_reg_record(key, *objects[key], said[key]) for key in objects], rule=rule)
     files = {"references": references, "predictions": predictions}
@@ -84,9 +87,9 @@ def _numbered(path: Path) -> list[tuple[str, Entry]]:
     return list(found.items())
 
 
-def _without_stem(said: dict[str, Value], references: Path) -> dict[str, Value]:
-    """Ids that name their file as well, as the reader's do: "REC_val:12" is line 12 of REC_val.jsonl."""
-    return {key.removeprefix(f"{references.stem}:"): value for key, value in said.items()}
+def _prefix(references: Path) -> str:
+    """Of ids that name their file as well, as the reader's do: "REC_val:12" is line 12 of REC_val.jsonl."""
+    return f"{references.stem}:"
 
 
 def _predictions(path: Path) -> list[Entry]:
@@ -124,13 +127,15 @@ def _said_box(entry: Entry) -> tuple[str, bool]:
     if entry.has("answer"):
         return entry.string("answer"), False
     box = _box(entry, "bbox" if entry.has("bbox") and not entry.has("box") else "box")
-    return f"[{','.join(np.format_float_positional(value) for value in box)}]", True
+    return f"[{','.join(np.format_float_positional(value, precision=PLACES) for value in box)}]", True
 
 
 def _box(entry: Entry, field: str) -> Box:
     values = entry.numbers(field)
-    if len(values) != 4 or not all(map(math.isfinite, values)):
-        raise entry.error(f"has {field} {values}, it must be x1, y1, x2, y2 in pixels, all finite")
+    if len(values) != 4 or not all(abs(value) < LARGEST for value in values):
+        raise entry.error(
+            f"has {field} {values}, it must be x1, y1, x2, y2 in pixels, all finite and below {LARGEST:,}"
+        )
     x1, y1, x2, y2 = values
     return x1, y1, x2, y2
 
@@ -139,9 +144,20 @@ def _lines(path: Path) -> dict[str, Record]:
     return {key: _asked(key, entry) for key, entry in _numbered(path)}
 
 
+def _size(said: Mapping[str, object], where: str) -> Size:
+    """The image's width and height. Raises ValueError, naming where it is said, for what is no size."""
+    size: Any = said.get("width"), said.get("height")
+    if not all(type(side) is int and 0 < side < LARGEST for side in size):
+        raise ValueError(
+            f"{where} has width and height {short(size)}; REC needs both, in whole pixels below {LARGEST:,}"
+        )
+    return size
+
+
 def _asked(key: str, entry: Entry) -> Record:
+    width, height = _size(entry.value, entry.where)
     return Record(
-        id=key, task="rec", image=entry.text("img_path"), width=entry.integer("width"), height=entry.integer("height"),
+        id=key, task="rec", image=entry.text("img_path"), width=width, height=height,
         question=entry.text("expression"), text="", parsed=None, answer="", boxes=(_box(entry, "bbox"),),
     )  # fmt: skip
 
@@ -151,14 +167,15 @@ def _sentences(path: Path, instances: Path | None, split: str | None) -> dict[st
     if instances is None or split is None:
         raise ValueError(f"{path.name} says no boxes: add --instances instances.json and --split, such as testA")
     examples = read("refer", images=path.parent, refs=path, instances=instances, split=split)
-    return {
-        example.id: Record(
-            id=example.id, task="rec", image=str(example.facts["image_id"]), width=int(example.facts["width"]),
-            height=int(example.facts["height"]), question=example.turns[0].question, text="", parsed=None, answer="",
-            boxes=example.turns[0].boxes,
-        )
-        for example in examples
-    }  # fmt: skip
+    return {example.id: _shown(example, instances) for example in examples}
+
+
+def _shown(example: Example, instances: Path) -> Record:
+    width, height = _size(example.facts, f"{instances.name}: image {example.facts['image_id']}")
+    return Record(
+        id=example.id, task="rec", image=str(example.facts["image_id"]), width=width, height=height,
+        question=example.turns[0].question, text="", parsed=None, answer="", boxes=example.turns[0].boxes,
+    )  # fmt: skip
 
 
 def _refs(path: Path, split: str | None) -> dict[str, Object]:

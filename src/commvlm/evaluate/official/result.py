@@ -45,16 +45,17 @@ def _usable(entry: Entry | EntryError) -> Entry:
 
 
 def by_id(
-    entries: Sequence[Entry], read: Callable[[Entry], Value], *, id: str, repeats: bool = False
+    entries: Sequence[Entry], read: Callable[[Entry], Value], *, id: str, repeats: bool = False, prefix: str = ""
 ) -> dict[Key, Value]:
     """Entries by their field `id`. repeats: whether an id may come again with an equal value (it then counts once).
+    prefix: what ids may begin with and are the same without.
 
     Raises ValueError naming the place and the id for a second entry of one id.
     """
     found: dict[Key, Value] = {}
     places: dict[Key, str] = {}
     for entry in entries:
-        key, value = str(entry.key(id)), read(entry)
+        key, value = str(entry.key(id)).removeprefix(prefix), read(entry)
         if key in found and not (repeats and found[key] == value):
             raise entry.error(f"has {id} {key} a second time; {places[key].rstrip(':')} has it already")
         found[key], places[key] = value, entry.where

@@ -15,6 +15,7 @@ from commvlm.data.example import Box
 from commvlm.data.geometry import GEOMETRIES, PadSquare, View
 
 from ..metrics import REC_RULES, STRETCHED, bootstrap, only_box, rec_correct, rec_iou, stretched_box
+from ..metrics.rec import shikra_box
 from .task import NO_FACTS, Facts, Parsed, Record, Score, Size, Task, interval_in_percent, percent
 
 NOWHERE: Box = (0.0, 0.0, 0.0, 0.0)
@@ -40,7 +41,12 @@ def codec_named(facts: Facts) -> Codec:
 
 
 def view_of(size: Size, facts: Facts) -> View:
-    return GEOMETRIES[str(facts[GEOMETRY])](*size) if GEOMETRY in facts else PadSquare(*size)
+    if GEOMETRY not in facts:
+        return PadSquare(*size)
+    name = str(facts[GEOMETRY])
+    if name not in GEOMETRIES:
+        raise ValueError(f"there is no geometry {name!r}; geometries: {', '.join(GEOMETRIES)}")
+    return GEOMETRIES[name](*size)
 
 
 def _only(groups: Sequence[tuple[Box, ...]]) -> Box | None:
@@ -86,7 +92,7 @@ def _pair(record: Record, *, rule: str) -> tuple[Box | None, Box]:
     if rule == "shikra":
         square = PadSquare(*size)
         rounded = said and parse_boxes(format_boxes([said], square))[0][0]
-        return _only(parse_boxes(record.text)) if ours else rounded, parse_boxes(format_boxes([true], square))[0][0]
+        return shikra_box(record.text) if ours else rounded, parse_boxes(format_boxes([true], square))[0][0]
     if rule in STRETCHED and ours:
         return stretched_box(record.text, *size, rule=rule), true
     return said, true

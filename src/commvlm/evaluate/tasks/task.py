@@ -13,12 +13,14 @@ from ..metrics import Interval
 
 Size = tuple[int, int]
 """Width and height of the original image, in pixels."""
+LARGEST = 1_000_000_000
+"""Pixels: every side, and every corner of a true box or of one in pixels, is below it."""
 Parsed = str | Box | None
 """What an answer says: a text, or a box in pixels of the original image; None where it says nothing of the kind."""
 Facts = Mapping[str, str | int | float]
 NO_FACTS: Facts = {}
 
-_WRAPPER = re.compile(r"\b(?:so )?the answer is\b:?|^\s*answer:", re.IGNORECASE | re.MULTILINE)
+_WRAPPER = re.compile(r"\b(?:so )?the answer is\b:?|^[^\S\n]*answer:", re.IGNORECASE | re.MULTILINE)
 
 
 @dataclass(frozen=True)
