@@ -6,12 +6,16 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from commvlm.evaluate.predictions import append_records
+from commvlm.evaluate.tasks import Record
 from commvlm.study.claims import Claim, Verdict, claims_of
 from commvlm.study.controls import with_mlp, without_mlp
-from commvlm.study.report import _counted, _findings, _is_of, intervals
+from commvlm.study.report import _counted, _findings, _gallery, _is_of, intervals
 from commvlm.study.results import Results
 from commvlm.study.rows import pair, single_name
+from commvlm.study.runs import Places
 from commvlm.study.settings import load_scale
 from commvlm.study.statistics import Estimate
 from commvlm.study.tables import as_csv, titled
@@ -87,3 +91,26 @@ def test_intervals_of_one_seed_are_called_so():
     rows = {"clip 8": {"runs": {"0": "k", "1": "l"}}}
     assert "images alone" in intervals(Results({"rows": rows}, {"k": RUN}))
     assert intervals(Results({"rows": rows}, {"k": RUN, "l": RUN})) == "over seeds and images"
+
+
+def test_the_gallery_has_answers_of_every_set_of_a_task(tmp_path):
+    """Two sets of REC whose ids are the same: each has its own answer of the other row, too."""
+    places, key = Places(tmp_path), {"COMM": "k", "clip last": "l"}
+    for name, run in key.items():
+        (places.run(run) / "predictions").mkdir(parents=True)
+        for one in ("refcoco-val", "refcoco-testA"):
+            picture = tmp_path / f"{one}.png"
+            Image.new("RGB", (20, 10)).save(picture)
+            asked = Record(
+                "1", "rec", str(picture), 20, 10, f"in {one}?", f"{name} on {one}", None, "", ((0, 0, 5, 5),)
+            )
+            with (places.run(run) / "predictions" / f"rec.{one}.jsonl").open("wb") as file:
+                append_records(file, [asked])
+    results = Results(
+        {"rows": {name: {"runs": {"0": run}} for name, run in key.items()}}, {k: {"key": k} for k in "kl"}
+    )
+    shown = {picture.question: picture for picture in _gallery(places, results, load_scale("micro"))}
+    assert set(shown) == {"in refcoco-val?", "in refcoco-testA?"}
+    for one in ("refcoco-val", "refcoco-testA"):
+        assert shown[f"in {one}?"].answer == f"COMM on {one}"
+        assert shown[f"in {one}?"].others == (("clip last", f"clip last on {one}"),)

@@ -6,6 +6,7 @@ import base64
 import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -225,11 +226,13 @@ def _gallery(places: Places, results: Results, scale: Scale) -> list[Any]:
 
 
 def _answers(places: Places, results: Results, name: str) -> dict[str, list[Record]]:
+    """A row's answers by task, of its first seed. Their ids begin with their set, since two sets may share one."""
     runs = results.of_row(name) if name in results.rows else {}
-    if not runs:
-        return {}
-    folder = places.run(runs[min(runs)]["key"]) / "predictions"
-    return {path.stem: read_predictions(path) for path in sorted(folder.glob("*.jsonl"))}
+    by_task: dict[str, list[Record]] = {}
+    for path in sorted((places.run(runs[min(runs)]["key"]) / "predictions").glob("*.jsonl")) if runs else ():
+        for record in read_predictions(path):
+            by_task.setdefault(record.task, []).append(replace(record, id=f"{path.stem} {record.id}"))
+    return by_task
 
 
 def _receipts(results: Results) -> list[dict[str, Any]]:
