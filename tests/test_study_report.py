@@ -12,7 +12,7 @@ from commvlm.evaluate.predictions import append_records
 from commvlm.evaluate.tasks import Record
 from commvlm.study.claims import Claim, Verdict, claims_of
 from commvlm.study.controls import with_mlp, without_mlp
-from commvlm.study.report import _counted, _findings, _gallery, _is_of, intervals
+from commvlm.study.report import _counted, _findings, _gallery, _is_of, intervals, seeds_done
 from commvlm.study.results import Results
 from commvlm.study.rows import pair, single_name
 from commvlm.study.runs import Places
@@ -91,6 +91,13 @@ def test_intervals_of_one_seed_are_called_so():
     rows = {"clip 8": {"runs": {"0": "k", "1": "l"}}}
     assert "images alone" in intervals(Results({"rows": rows}, {"k": RUN}))
     assert intervals(Results({"rows": rows}, {"k": RUN, "l": RUN})) == "over seeds and images"
+
+
+def test_seeds_are_those_that_are_done():
+    rows = {"clip 8": {"runs": {"0": "k", "1": "l"}}, "mae 8": {"runs": {"0": "m", "1": "n"}}}
+    said = [seeds_done(Results({"rows": rows}, dict.fromkeys(done, RUN))) for done in ("k", "km", "klm", "klmn")]
+    assert said == [f"{n} of 2 seeds are done" for n in ("0 to 1", "1", "1 to 2")] + ["2 seeds"]
+    assert seeds_done(Results({"rows": {}}, {})) == ""
 
 
 def test_the_gallery_has_answers_of_every_set_of_a_task(tmp_path):

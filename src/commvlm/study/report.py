@@ -63,7 +63,7 @@ def write_report(places: Places, scale: Scale) -> Path:
             total=len({key for row in results.rows.values() for key in row["runs"].values()}),
             hours=sum(sum(r["seconds"].values()) for r in results.runs.values()) / 3600,
             findings=_findings(verdicts, scale),
-            seeds=max(len(row["runs"]) for row in results.rows.values()) if results.rows else 0,
+            seeds=seeds_done(results),
             claims=sum(v.adjusted is not None for v in verdicts),
             intervals=intervals(results),
             sections=sections,
@@ -89,6 +89,16 @@ def intervals(results: Results) -> str:
     """What intervals are over."""
     several = any(results.seeds(name) > 1 for name in results.rows)
     return "over seeds and images" if several else "over images alone, of one seed: they say nothing of others"
+
+
+def seeds_done(results: Results) -> str:
+    """How many seeds rows have, and of how many where some are not done: "1 to 3 of 3 seeds are done"; nothing of no rows."""
+    planned = max((len(row["runs"]) for row in results.rows.values()), default=0)
+    done = [results.seeds(name) for name in results.rows]
+    if not done or min(done) == planned:
+        return f"{planned} seed{'s' if planned > 1 else ''}" if done else ""
+    some = f"{min(done)} to {max(done)}" if min(done) < max(done) else str(done[0])
+    return f"{some} of {planned} seeds are done"
 
 
 def _environment() -> Environment:
