@@ -3,16 +3,28 @@
 import csv
 import io
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
 from commvlm.evaluate.predictions import append_records
+from commvlm.evaluate.receipts import write_json
 from commvlm.evaluate.tasks import Record
 from commvlm.study.claims import Claim, Verdict, claims_of
 from commvlm.study.controls import with_mlp, without_mlp
-from commvlm.study.report import _counted, _findings, _gallery, _is_of, intervals, seeds_done
+from commvlm.study.experiments import EXPERIMENTS
+from commvlm.study.report import (
+    _counted,
+    _findings,
+    _gallery,
+    _is_of,
+    command,
+    intervals,
+    seeds_done,
+    write_report,
+)
 from commvlm.study.results import Results
 from commvlm.study.rows import pair, single_name
 from commvlm.study.runs import Places
@@ -26,6 +38,17 @@ RUN = {
     "key": "k", "seconds": {"train": 2.0, "evaluate": 1.0}, "scores": {"rec": SCORE},
     "tallies": {"rec": {**TALLY, "sums": [[2.0], [1.0]]}, "rec mean_iou": TALLY},
 }  # fmt: skip
+
+
+def page_of(root, runs, *, done=("k",), experiments=()):
+    """The page of a study at micro scale. runs: row -> seed -> key. done: keys of those that have a result."""
+    grid = {"scale": "micro", "world": {"train": 2, "test": 1}, "experiments": list(experiments)}
+    write_json({**grid, "rows": {name: {"runs": own} for name, own in runs.items()}}, root / "grid.json")
+    more = {"losses": [], "layer_weights": {}, "alignments": {}, "versions": {}}
+    for key in done:
+        (root / "results").mkdir(exist_ok=True)
+        write_json({**RUN, **more, "key": key}, root / "results" / f"{key}.json")
+    return write_report(Places(root), load_scale("micro")).read_text()
 
 
 def test_the_csv_has_every_figure_that_verdicts_rest_on():
@@ -98,6 +121,27 @@ def test_seeds_are_those_that_are_done():
     said = [seeds_done(Results({"rows": rows}, dict.fromkeys(done, RUN))) for done in ("k", "km", "klm", "klmn")]
     assert said == [f"{n} of 2 seeds are done" for n in ("0 to 1", "1", "1 to 2")] + ["2 seeds"]
     assert seeds_done(Results({"rows": {}}, {})) == ""
+
+
+def test_runs_that_failed_are_told_until_they_are_done(tmp_path):
+    told = {key: {"row": "mae 8", "seed": 0, "reason": "<b>no & nothing</b>"} for key in ("k", "l")}
+    runs = {"clip 8": {"0": "k", "1": "m"}, "mae 8": {"0": "l", "1": "n"}}
+    assert 'id="failed"' not in page_of(tmp_path, runs)
+    write_json(told, tmp_path / "failed.json")
+    page = page_of(tmp_path, runs)
+    assert '3 of 4 runs are not done yet; <a href="#failed">1 of them failed</a>.' in page
+    assert "<td>&lt;b&gt;no &amp; nothing&lt;/b&gt;</td>" in page
+    assert f"--scale micro --seeds 2 --out {tmp_path}</code> goes on" in page
+    assert "goes on" not in page_of(tmp_path, runs, done="klmn")
+
+
+def test_the_command_that_goes_on_is_as_short_as_may_be():
+    scale, rows = load_scale("micro"), {"clip 8": {"runs": {"0": "k"}}}
+    places, world = Places(Path("runs/study/micro")), {"train": 2, "test": 1}
+    said = [
+        command(list(EXPERIMENTS), places, scale, Results({"rows": rows, "world": own}, {})) for own in (world, None)
+    ]
+    assert said == [f"commvlm study all --scale micro --seeds 1{more}" for more in ("", " --data DIR")]
 
 
 def test_the_gallery_has_answers_of_every_set_of_a_task(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import os
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -28,7 +29,7 @@ from .results import Results, costs, read_results
 from .rows import Row, comm, pair, single_name
 from .runs import Places
 from .settings import Scale
-from .tables import as_csv, as_json, by_seed, latex, markdown, scores_of, titled, verdicts_of
+from .tables import Table, as_csv, as_json, by_seed, latex, markdown, scores_of, titled, verdicts_of
 
 BRANCHES = {"holds": "✓ holds", "reversed": "✗ reversed", "undecided": "? undecided"}
 
@@ -38,6 +39,8 @@ def write_report(places: Places, scale: Scale) -> Path:
 
     Raises ValueError where nothing is done yet, or the folder is another scale's.
     """
+    from .runs import failed
+
     results = read_results(places)
     if results.grid["scale"] != scale.name:
         raise ValueError(f"{places.root} holds a study of scale {results.grid['scale']!r}, not {scale.name!r}")
@@ -61,6 +64,12 @@ def write_report(places: Places, scale: Scale) -> Path:
             grid=results.grid,
             done=len(results.runs),
             total=len({key for row in results.rows.values() for key in row["runs"].values()}),
+            goes_on=command(results.grid["experiments"], places, scale, results),
+            failed=Table(
+                "Runs that failed",
+                ["row", "seed", "reason"],
+                [[one["row"], str(one["seed"]), one["reason"]] for one in failed(places).values()],
+            ),
             hours=sum(sum(r["seconds"].values()) for r in results.runs.values()) / 3600,
             findings=_findings(verdicts, scale),
             seeds=seeds_done(results),
@@ -91,9 +100,22 @@ def intervals(results: Results) -> str:
     return "over seeds and images" if several else "over images alone, of one seed: they say nothing of others"
 
 
+def command(names: Sequence[str], places: Places, scale: Scale, results: Results) -> str:
+    """What trains the runs of these experiments that are not done, in the study's folder."""
+    words = ["commvlm", "study", *(["all"] if set(names) == set(EXPERIMENTS) else names), "--scale", scale.name]
+    words += ["--seeds", str(_planned_seeds(results))] if results.rows else []
+    words += [] if results.grid["world"] else ["--data", "DIR"]
+    words += [] if places.root == Path("runs/study") / scale.name else ["--out", str(places.root)]
+    return shlex.join(words)
+
+
+def _planned_seeds(results: Results) -> int:
+    return max((len(row["runs"]) for row in results.rows.values()), default=0)
+
+
 def seeds_done(results: Results) -> str:
     """How many seeds rows have, and of how many where some are not done: "1 to 3 of 3 seeds are done"; nothing of no rows."""
-    planned = max((len(row["runs"]) for row in results.rows.values()), default=0)
+    planned = _planned_seeds(results)
     done = [results.seeds(name) for name in results.rows]
     if not done or min(done) == planned:
         return f"{planned} seed{'s' if planned > 1 else ''}" if done else ""
