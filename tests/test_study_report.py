@@ -12,11 +12,10 @@ from PIL import Image
 from commvlm.evaluate.predictions import append_records
 from commvlm.evaluate.receipts import write_json
 from commvlm.evaluate.tasks import Record
-from commvlm.study.claims import Claim, Verdict, claims_of
+from commvlm.study.claims import Claim, F, Verdict, claims_of
 from commvlm.study.controls import with_mlp, without_mlp
-from commvlm.study.experiments import EXPERIMENTS
+from commvlm.study.experiments import EXPERIMENTS, rows_of
 from commvlm.study.report import (
-    _counted,
     _findings,
     _gallery,
     _is_of,
@@ -105,9 +104,25 @@ def verdict(task: str, word: str) -> Verdict:
 
 def test_two_figures_of_one_comparison_are_counted_apart():
     verdicts = [verdict("rec", "undecided"), verdict("rec mean_iou", "holds"), verdict("pope", "undecided")]
-    (found,) = _findings(verdicts, load_scale("micro"))
-    assert found["said"] == "of 2 claims: 2 undecided; by REC's mean IoU, of 1 claim: 1 holds"
-    assert _counted([]) == ""
+    found = _findings([v.claim for v in verdicts], verdicts, load_scale("micro"))[0]
+    assert found["said"] == "2 of 2 claims have their rows: 2 undecided; by REC's mean IoU, 1 holds"
+    assert not found["lacks"]
+
+
+def test_every_finding_is_on_the_page_and_says_what_trains_its_rows(tmp_path):
+    page = page_of(tmp_path, {"clip 4": {"0": "k"}, "clip 8": {"0": "l"}}, done="kl")
+    assert [f"<h3>{name}. " in page for name in F] == [True] * len(F)
+    assert "1 of 3 claims have their rows: 1 undecided; by REC&#39;s mean IoU, 1 undecided." in page
+    for experiments in ("figure-2", "table-1 table-6 controls", "table-1 figure-3", "table-7 figure-2", "table-1"):
+        assert f"<code>commvlm study {experiments} --scale micro --seeds 1" in page
+
+
+def test_claims_are_about_rows_that_the_scale_has():
+    """quick runs three controls; micro all but that of the pair's size, which it has no encoder for."""
+    for name in ("quick", "micro"):
+        scale = load_scale(name)
+        rows = {row.name for row in rows_of(scale, ["all"])}
+        assert {term for claim in claims_of(scale) for term in claim.terms} <= rows
 
 
 def test_intervals_of_one_seed_are_called_so():

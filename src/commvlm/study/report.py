@@ -21,7 +21,7 @@ from ..evaluate.predictions import read_predictions
 from ..evaluate.receipts import write_json
 from ..evaluate.tasks import Record
 from . import charts
-from .claims import F, Verdict, claims_of, is_reading, judged, title_of
+from .claims import COMMANDS, Claim, F, Verdict, claims_of, is_reading, judged, title_of
 from .controls import BLIND, RANDOM_TWIN
 from .experiments import EXPERIMENTS, Experiment, table_1
 from .paper import PAPER, PAPER_WORDS
@@ -71,7 +71,8 @@ def write_report(places: Places, scale: Scale) -> Path:
                 [[one["row"], str(one["seed"]), one["reason"]] for one in failed(places).values()],
             ),
             hours=sum(sum(r["seconds"].values()) for r in results.runs.values()) / 3600,
-            findings=_findings(verdicts, scale),
+            findings=_findings(claims_on(scale, results), verdicts, scale),
+            trains={name: command(COMMANDS[name].split(), places, scale, results) for name in F},
             seeds=seeds_done(results),
             claims=sum(v.adjusted is not None for v in verdicts),
             intervals=intervals(results),
@@ -87,11 +88,15 @@ def write_report(places: Places, scale: Scale) -> Path:
     return _write(places.root / "report.html", page)
 
 
-def verdicts_on(scale: Scale, results: Results) -> list[Verdict]:
-    """What the scale's claims come to, with the rows that are done. A claim about two names of one run says nothing."""
+def claims_on(scale: Scale, results: Results) -> list[Claim]:
+    """The scale's claims, but those about two names of one run, which say nothing."""
     keys = {name: frozenset(row["runs"].values()) for name, row in results.rows.items()}
-    told = [c for c in claims_of(scale) if len({keys.get(name, name) for name in c.terms}) == len(c.terms)]
-    return judged(told, results.estimates)
+    return [c for c in claims_of(scale) if len({keys.get(name, name) for name in c.terms}) == len(c.terms)]
+
+
+def verdicts_on(scale: Scale, results: Results) -> list[Verdict]:
+    """What the scale's claims come to, with the rows that are done."""
+    return judged(claims_on(scale, results), results.estimates)
 
 
 def intervals(results: Results) -> str:
@@ -137,24 +142,26 @@ def _environment() -> Environment:
     return environment
 
 
-def _findings(verdicts: Sequence[Verdict], scale: Scale) -> list[dict[str, Any]]:
-    """Finding by finding: its claims, how many hold, and that in words."""
+def _findings(claims: Sequence[Claim], verdicts: Sequence[Verdict], scale: Scale) -> list[dict[str, Any]]:
+    """Finding by finding: its verdicts, whether claims lack rows, and how many have them and what these come to, in words."""
     found = []
     for name in F:
         own = [v for v in verdicts if v.claim.finding == name]
-        if own:
-            told = _counted([v for v in own if not is_reading(v.claim.task)])
-            beside = _counted([v for v in own if is_reading(v.claim.task)])
-            said = f"of {told}" + (f"; by REC's mean IoU, of {beside}" if beside else "")
-            found.append({"name": name, "title": title_of(name, scale), "verdicts": own, "said": said})
+        plain = [v for v in own if not is_reading(v.claim.task)]
+        beside = _counted([v for v in own if is_reading(v.claim.task)])
+        every = sum(c.finding == name and not is_reading(c.task) for c in claims)
+        said = f"{len(plain)} of {every} claim{'s have their' if every > 1 else ' has its'} rows"
+        said += f": {_counted(plain)}" if plain else ""
+        said += f"; by REC's mean IoU, {beside}" if beside else ""
+        lacks = len(plain) < every
+        found.append({"name": name, "title": title_of(name, scale), "verdicts": own, "said": said, "lacks": lacks})
     return found
 
 
 def _counted(verdicts: Sequence[Verdict]) -> str:
-    """ "3 claims: 1 holds, 2 undecided"; nothing of none."""
+    """ "1 holds, 2 undecided"; nothing of none."""
     counts = Counter(v.word for v in verdicts)
-    said = ", ".join(f"{counts[word]} {word}" for word in BRANCHES if counts[word])
-    return f"{len(verdicts)} claim{'s' if len(verdicts) > 1 else ''}: {said}" if verdicts else ""
+    return ", ".join(f"{counts[word]} {word}" for word in BRANCHES if counts[word])
 
 
 def _section(name: str, scale: Scale, results: Results, places: Places) -> dict[str, Any]:
