@@ -124,9 +124,14 @@ def _sees(claim: Claim, rows: Mapping[str, Estimate], usual: float) -> bool:
     that the claim is about. Without a blind row nothing is known, and nothing is held back."""
     if c.BLIND not in rows or c.BLIND in claim.terms:
         return True
-    compared = [name for name in claim.terms if seeds_of(rows, (name, c.BLIND))]
-    gaps = [difference(rows, {name: 1.0, c.BLIND: -1.0}, usual=usual) for name in compared]
-    return not gaps or any(gap.low > 0 for gap in gaps)
+    return any(_above_blind(name, rows, usual) for name in claim.terms)
+
+
+def _above_blind(name: str, rows: Mapping[str, Estimate], usual: float) -> bool:
+    """Whether a row's interval lies above the blind row; above its mean, where they have no seed in common."""
+    if not seeds_of(rows, (name, c.BLIND)):
+        return rows[name].low > rows[c.BLIND].mean
+    return difference(rows, {name: 1.0, c.BLIND: -1.0}, usual=usual).low > 0
 
 
 def claims_of(scale: Scale) -> list[Claim]:
