@@ -14,11 +14,13 @@ from commvlm.evaluate.receipts import write_json
 from commvlm.evaluate.tasks import Record
 from commvlm.study.claims import Claim, F, Verdict, claims_of
 from commvlm.study.controls import with_mlp, without_mlp
-from commvlm.study.experiments import EXPERIMENTS, rows_of
+from commvlm.study.experiments import EXPERIMENTS, figure_3, rows_of, table_1
 from commvlm.study.report import (
+    MUON,
     _findings,
     _gallery,
     _is_of,
+    _words,
     command,
     intervals,
     seeds_done,
@@ -157,6 +159,13 @@ def test_the_command_that_goes_on_is_as_short_as_may_be():
         command(list(EXPERIMENTS), places, scale, Results({"rows": rows, "world": own}, {})) for own in (world, None)
     ]
     assert said == [f"commvlm study all --scale micro --seeds 1{more}" for more in ("", " --data DIR")]
+
+
+def test_what_muon_leaves_to_adamw_is_said_beside_figure_3(scale):
+    assert _words("figure-3", figure_3(scale), scale)[1:] == [MUON]
+    assert _words("table-1", table_1(scale), scale) == []
+    plain = replace(scale, options={**scale.options, "train.optimizer": "adamw"})
+    assert MUON not in _words("figure-3", figure_3(plain), plain)
 
 
 def test_the_gallery_has_answers_of_every_set_of_a_task(tmp_path):

@@ -32,6 +32,10 @@ from .settings import Scale
 from .tables import Table, as_csv, as_json, by_seed, latex, markdown, scores_of, titled, verdicts_of
 
 BRANCHES = {"holds": "✓ holds", "reversed": "✗ reversed", "undecided": "? undecided"}
+MUON = (
+    "Here Muon trains matrices alone: the convolutions of Conv-Layerscale are trained by AdamW, the other merges' "
+    "linear maps by Muon, so its rows differ from theirs by the optimizer, too."
+)
 
 
 def write_report(places: Places, scale: Scale) -> Path:
@@ -178,8 +182,16 @@ def _section(name: str, scale: Scale, results: Results, places: Places) -> dict[
         "chart": Markup(_saved(_chart(name, experiment, rows, tasks, results), places.figures / f"{name}.svg")),
         "panels": 1 if experiment.over or name in ("weights", "collapse") else len(tasks),
         "paper": PAPER.get(name),
-        "words": PAPER_WORDS.get(name, ""),
+        "words": _words(name, rows, scale),
     }
+
+
+def _words(name: str, rows: Sequence[Row], scale: Scale) -> list[str]:
+    """What is said under an experiment's table."""
+    words = [PAPER_WORDS[name]] if name in PAPER_WORDS else []
+    if scale.base.train.optimizer == "muon" and any(row.at.get("merge") == "conv-layerscale" for row in rows):
+        words.append(MUON)
+    return words
 
 
 def _is_of(name: str, task: str) -> bool:
