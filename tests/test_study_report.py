@@ -168,6 +168,14 @@ def test_what_muon_leaves_to_adamw_is_said_beside_figure_3(scale):
     assert MUON not in _words("figure-3", figure_3(plain), plain)
 
 
+def test_peers_are_told_with_the_encoders_that_they_have_here(tmp_path):
+    page = page_of(tmp_path, {"COMM": {"0": "k"}}, experiments=("peers",))
+    assert '<th scope="col">encoders and their layers</th>' in page
+    assert "<td>micro:mae: 7; micro:clip: 7</td>" in page  # prismatic-dinosiglip
+    assert "<td>micro:clip: 3, 5, 7</td>" in page  # dense-connector-sci
+    assert "<td>micro:clip: all; micro:mae: half</td>" in page
+
+
 def test_the_gallery_has_answers_of_every_set_of_a_task(tmp_path):
     """Two sets of REC whose ids are the same: each has its own answer of the other row, too."""
     places, key = Places(tmp_path), {"COMM": "k", "clip last": "l"}

@@ -55,5 +55,6 @@ PAPER_WORDS: dict[str, str] = {
     "weights": "The paper does not report the learned weights. Under LLN-Layerscale they do not say how much a layer is used:"
     " each layer's linear map has a scale of its own, and one that is twice as large with half the weight gives the same.",
     "controls": "The paper has none of these rows.",
-    "peers": "The paper compares with peers as they were trained, not under equal conditions.",
+    "peers": "The paper compares with peers as they were trained, not under equal conditions. Here an encoder that "
+    "the scale lacks is replaced by one of the pair, and layers keep their distance from the end or their relative depth.",
 }

@@ -29,7 +29,7 @@ from .results import Results, costs, read_results
 from .rows import Row, comm, pair, single_name
 from .runs import Places
 from .settings import Scale
-from .tables import Table, as_csv, as_json, by_seed, latex, markdown, scores_of, titled, verdicts_of
+from .tables import Table, as_csv, as_json, by_seed, latex, markdown, scores_of, titled, verdicts_of, with_branches
 
 BRANCHES = {"holds": "✓ holds", "reversed": "✗ reversed", "undecided": "? undecided"}
 MUON = (
@@ -175,10 +175,11 @@ def _section(name: str, scale: Scale, results: Results, places: Places) -> dict[
     asked = experiment.tasks or scale.tasks
     tasks = list(dict.fromkeys(name for task in asked for name in results.estimates if _is_of(name, task)))
     taken = costs({row.name: row for row in rows}, places.root / "costs.json", runs=0)
+    table = scores_of(experiment.title, rows, tasks, results, taken)
     return {
         "name": name,
         "experiment": experiment,
-        "table": scores_of(experiment.title, rows, tasks, results, taken),
+        "table": with_branches(table, rows) if name == "peers" else table,
         "chart": Markup(_saved(_chart(name, experiment, rows, tasks, results), places.figures / f"{name}.svg")),
         "panels": 1 if experiment.over or name in ("weights", "collapse") else len(tasks),
         "paper": PAPER.get(name),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .claims import REC_IOU, Verdict, p_of
@@ -23,6 +23,7 @@ TITLES = {
     "caption": "caption CIDEr",
 }
 LOSS = "training loss at the end, by seed"
+BRANCHES = "encoders and their layers"
 COSTS = ("parameters M", "GFLOPs", "tokens", "ms", "MB")
 
 
@@ -71,6 +72,20 @@ def scores_of(
         shown = [row.name, str(results.seeds(row.name)), *found, loss_cell(results, row.name)]
         lines.append([*shown, *cost_cells(costs[row.name])])
     return Table(title, ["row", "seeds", *map(titled, tasks), LOSS, *COSTS], lines)
+
+
+def with_branches(table: Table, rows: Sequence[Row]) -> Table:
+    """The table of these rows, and which layers of which checkpoints each of them reads."""
+    lines = [[*line, _branches(row)] for line, row in zip(table.rows, rows, strict=True)]
+    return replace(table, head=[*table.head, BRANCHES], rows=lines)
+
+
+def _branches(row: Row) -> str:
+    read = []
+    for branch in row.model.encoders:
+        layers = branch.layers if isinstance(branch.layers, list) else [branch.layers]
+        read.append(f"{branch.checkpoint}: {', '.join(map(str, layers))}")
+    return "; ".join(read)
 
 
 def verdicts_of(title: str, verdicts: Sequence[Verdict]) -> Table:
