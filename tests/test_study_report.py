@@ -2,6 +2,7 @@
 
 import csv
 import io
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,8 +27,8 @@ from commvlm.study.report import (
     seeds_done,
     write_report,
 )
-from commvlm.study.results import Results
-from commvlm.study.rows import pair, single_name
+from commvlm.study.results import Results, costs
+from commvlm.study.rows import pair, single, single_name
 from commvlm.study.runs import Places
 from commvlm.study.settings import load_scale
 from commvlm.study.statistics import Estimate
@@ -174,6 +175,27 @@ def test_peers_are_told_with_the_encoders_that_they_have_here(tmp_path):
     assert "<td>micro:mae: 7; micro:clip: 7</td>" in page  # prismatic-dinosiglip
     assert "<td>micro:clip: 3, 5, 7</td>" in page  # dense-connector-sci
     assert "<td>micro:clip: all; micro:mae: half</td>" in page
+
+
+def test_costs_are_told_with_how_they_were_measured(tmp_path):
+    """In results.json for every row; under the table where it was measured; a file of an earlier version names no device."""
+    page = page_of(tmp_path, {"COMM": {"0": "k"}}, experiments=("table-1",))
+    assert "which were not measured." in page
+    kept = json.loads((tmp_path / "costs.json").read_text())
+    measured = {"seconds": 0.0123, "peak_bytes": 4_500_000, "threads": 2, "dtype": "bf16"}
+    kept["COMM"]["measured"], kept["mae last"]["measured"] = {**measured, "device": "cpu"}, {**measured, "threads": 1}
+    write_json(kept, tmp_path / "costs.json")
+    page = page_of(tmp_path, {"COMM": {"0": "k"}}, experiments=("table-1",))
+    assert "where the study ran (bf16, 1 thread or bf16, 2 threads, cpu)." in page
+    assert json.loads((tmp_path / "results.json").read_text())["rows"]["COMM"]["costs"] == {
+        **{name: kept["COMM"][name] for name in ("parameters", "flops", "tokens")},
+        **{"ms": 12.3, "mb": 4.5, "dtype": "bf16", "threads": 2, "device": "cpu"},
+    }
+
+
+def test_the_device_of_a_measurement_is_kept(scale, tmp_path):
+    row = single(scale, scale.encoders[0], 2)
+    assert costs({"clip 2": row}, tmp_path / "costs.json", runs=1)["clip 2"]["measured"]["device"] in ("cpu", "cuda")
 
 
 def test_the_gallery_has_answers_of_every_set_of_a_task(tmp_path):

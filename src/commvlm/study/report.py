@@ -29,7 +29,19 @@ from .results import Results, costs, read_results
 from .rows import Row, comm, pair, single_name
 from .runs import Places
 from .settings import Scale
-from .tables import Table, as_csv, as_json, by_seed, latex, markdown, scores_of, titled, verdicts_of, with_branches
+from .tables import (
+    Table,
+    as_csv,
+    as_json,
+    by_seed,
+    latex,
+    markdown,
+    measured_with,
+    scores_of,
+    titled,
+    verdicts_of,
+    with_branches,
+)
 
 BRANCHES = {"holds": "✓ holds", "reversed": "✗ reversed", "undecided": "? undecided"}
 MUON = (
@@ -53,13 +65,14 @@ def write_report(places: Places, scale: Scale) -> Path:
         raise ValueError(f"{places.root}: no run is done, there is nothing to report; see {places.root / 'logs'}")
     verdicts = verdicts_on(scale, results)
     sections = [_section(name, scale, results, places) for name in results.grid["experiments"]]
+    taken = {name: cost for section in sections for name, cost in section["costs"].items()}
     table = verdicts_of("What the paper claims, and controls", verdicts)
     tables = {section["name"]: section["table"] for section in sections if section["table"].rows} | {"claims": table}
     for name, found in tables.items():
         _write(places.root / "tables" / f"{name}.md", markdown(found))
         _write(places.root / "tables" / f"{name}.tex", latex(found))
     _write(places.root / "results.csv", as_csv(results))
-    write_json(as_json(results, verdicts), places.root / "results.json")
+    write_json(as_json(results, verdicts, taken), places.root / "results.json")
     page = (
         _environment()
         .get_template("report.html")
@@ -180,6 +193,8 @@ def _section(name: str, scale: Scale, results: Results, places: Places) -> dict[
         "name": name,
         "experiment": experiment,
         "table": with_branches(table, rows) if name == "peers" else table,
+        "costs": taken,
+        "measured": measured_with(taken),
         "chart": Markup(_saved(_chart(name, experiment, rows, tasks, results), places.figures / f"{name}.svg")),
         "panels": 1 if experiment.over or name in ("weights", "collapse") else len(tasks),
         "paper": PAPER.get(name),
