@@ -330,8 +330,12 @@ def test_the_whole_study_of_two_rows_and_its_report(tmp_path, capsys):
     assert f"2 results taken from {bundle}; 2 of this grid's runs are done" in capsys.readouterr().err
     assert (tmp_path / "there" / "jobs" / f"{key}.yaml").is_file()
     assert "runs.jsonl.xz" in (tmp_path / "there" / "report.html").read_text()
-    for name in ("results.json", "results.csv", "tables/claims.md"):
+    for name in ("results.csv", "tables/claims.md"):
         assert (tmp_path / "there" / name).read_bytes() == (root / name).read_bytes()
+    there = json.loads((tmp_path / "there" / "results.json").read_text())
+    assert all(row.pop("costs")["ms"] > 0 for row in results["rows"].values())  # measured here alone
+    assert all("ms" not in row.pop("costs") for row in there["rows"].values())
+    assert there == results
     assert main([*tiny, "--out", str(tmp_path / "typo"), "--import", str(tmp_path / "runs.xz")]) == 2
     assert "runs.xz is no file" in capsys.readouterr().err
     assert not (tmp_path / "typo").exists()

@@ -259,11 +259,10 @@ def test_holm_by_hand():
     assert holm({"a": 0.01, "b": 0.04, "c": 0.03}) == pytest.approx({"a": 0.03, "c": 0.06, "b": 0.06})
 
 
-def about(mean, width, seeds=3):
+def about(mean, width, seeds=(0, 1, 2)):
     """The same draws of images in all seeds, which do not differ."""
     drawn = mean + width * np.random.default_rng(0).standard_normal(4000)
-    numbers = range(seeds)
-    return Estimate(dict.fromkeys(numbers, float(mean)), dict.fromkeys(numbers, drawn), error=0.0, free=4)
+    return Estimate(dict.fromkeys(seeds, float(mean)), dict.fromkeys(seeds, drawn), error=0.0, free=4)
 
 
 @pytest.mark.parametrize(
@@ -287,10 +286,14 @@ def test_rows_that_are_all_blind_decide_nothing():
     assert (first.word, first.floor, first.adjusted) == ("undecided", True, None)
     assert second.adjusted == second.estimate.p  # alone among those that can be decided
     assert (second.word, second.floor) == ("holds", False)
+    rows[BLIND] = about(50, 0.1, seeds=(7, 8))  # without a seed in common: held against its mean
+    assert [verdict.floor for verdict in judged([level, above], {"pope": rows})] == [True, False]
+    del rows[BLIND]
+    assert [verdict.floor for verdict in judged([level, above], {"pope": rows})] == [False, False]
 
 
 def test_one_seed_decides_nothing():
-    rows = {"a": about(50, 0.1), "c": about(60, 0.1, seeds=1)}
+    rows = {"a": about(50, 0.1), "c": about(60, 0.1, seeds=(0,))}
     (verdict,) = judged([Claim("F5", "c above a", "pope", {"c": 1, "a": -1})], {"pope": rows})
     assert (verdict.word, verdict.seeds, verdict.why) == ("undecided", 1, "one seed")
 

@@ -6,18 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from ..app.marks import write_between
-from .claims import F, Verdict, title_of
+from .claims import COMMANDS, F, Verdict, title_of
 from .report import intervals, verdicts_on
 from .results import Results, read_results
 from .runs import Places
 from .settings import Scale
 from .tables import LOSS, TITLES, adjusted_p, by_seed, cell, loss_cell, titled
-
-COMMANDS = {
-    "F1": "figure-2", "F2": "table-1 table-6 controls", "F3": "table-1 figure-3", "F4": "table-7 figure-2", "F5": "table-1",
-    "C": "controls figure-2",
-}  # fmt: skip
-"""Finding -> the experiments that have its rows."""
 
 
 def write_findings(page: Path, places: Places, scale: Scale) -> None:

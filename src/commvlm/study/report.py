@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import os
+import shlex
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -19,7 +21,7 @@ from ..evaluate.predictions import read_predictions
 from ..evaluate.receipts import write_json
 from ..evaluate.tasks import Record
 from . import charts
-from .claims import F, Verdict, claims_of, is_reading, judged, title_of
+from .claims import COMMANDS, Claim, F, Verdict, claims_of, is_reading, judged, title_of
 from .controls import BLIND, RANDOM_TWIN
 from .experiments import EXPERIMENTS, Experiment, table_1
 from .paper import PAPER, PAPER_WORDS
@@ -27,9 +29,25 @@ from .results import Results, costs, read_results
 from .rows import Row, comm, pair, single_name
 from .runs import Places
 from .settings import Scale
-from .tables import as_csv, as_json, by_seed, latex, markdown, scores_of, titled, verdicts_of
+from .tables import (
+    Table,
+    as_csv,
+    as_json,
+    by_seed,
+    latex,
+    markdown,
+    measured_with,
+    scores_of,
+    titled,
+    verdicts_of,
+    with_branches,
+)
 
 BRANCHES = {"holds": "✓ holds", "reversed": "✗ reversed", "undecided": "? undecided"}
+MUON = (
+    "Here Muon trains matrices alone: the convolutions of Conv-Layerscale are trained by AdamW, the other merges' "
+    "linear maps by Muon, so its rows differ from theirs by the optimizer, too."
+)
 
 
 def write_report(places: Places, scale: Scale) -> Path:
@@ -37,6 +55,8 @@ def write_report(places: Places, scale: Scale) -> Path:
 
     Raises ValueError where nothing is done yet, or the folder is another scale's.
     """
+    from .runs import failed
+
     results = read_results(places)
     if results.grid["scale"] != scale.name:
         raise ValueError(f"{places.root} holds a study of scale {results.grid['scale']!r}, not {scale.name!r}")
@@ -45,13 +65,14 @@ def write_report(places: Places, scale: Scale) -> Path:
         raise ValueError(f"{places.root}: no run is done, there is nothing to report; see {places.root / 'logs'}")
     verdicts = verdicts_on(scale, results)
     sections = [_section(name, scale, results, places) for name in results.grid["experiments"]]
+    taken = {name: cost for section in sections for name, cost in section["costs"].items()}
     table = verdicts_of("What the paper claims, and controls", verdicts)
     tables = {section["name"]: section["table"] for section in sections if section["table"].rows} | {"claims": table}
     for name, found in tables.items():
         _write(places.root / "tables" / f"{name}.md", markdown(found))
         _write(places.root / "tables" / f"{name}.tex", latex(found))
     _write(places.root / "results.csv", as_csv(results))
-    write_json(as_json(results, verdicts), places.root / "results.json")
+    write_json(as_json(results, verdicts, taken), places.root / "results.json")
     page = (
         _environment()
         .get_template("report.html")
@@ -60,9 +81,16 @@ def write_report(places: Places, scale: Scale) -> Path:
             grid=results.grid,
             done=len(results.runs),
             total=len({key for row in results.rows.values() for key in row["runs"].values()}),
+            goes_on=command(results.grid["experiments"], places, scale, results),
+            failed=Table(
+                "Runs that failed",
+                ["row", "seed", "reason"],
+                [[one["row"], str(one["seed"]), one["reason"]] for one in failed(places).values()],
+            ),
             hours=sum(sum(r["seconds"].values()) for r in results.runs.values()) / 3600,
-            findings=_findings(verdicts, scale),
-            seeds=max(len(row["runs"]) for row in results.rows.values()) if results.rows else 0,
+            findings=_findings(claims_on(scale, results), verdicts, scale),
+            trains={name: command(COMMANDS[name].split(), places, scale, results) for name in F},
+            seeds=seeds_done(results),
             claims=sum(v.adjusted is not None for v in verdicts),
             intervals=intervals(results),
             sections=sections,
@@ -77,17 +105,44 @@ def write_report(places: Places, scale: Scale) -> Path:
     return _write(places.root / "report.html", page)
 
 
-def verdicts_on(scale: Scale, results: Results) -> list[Verdict]:
-    """What the scale's claims come to, with the rows that are done. A claim about two names of one run says nothing."""
+def claims_on(scale: Scale, results: Results) -> list[Claim]:
+    """The scale's claims, but those about two names of one run, which say nothing."""
     keys = {name: frozenset(row["runs"].values()) for name, row in results.rows.items()}
-    told = [c for c in claims_of(scale) if len({keys.get(name, name) for name in c.terms}) == len(c.terms)]
-    return judged(told, results.estimates)
+    return [c for c in claims_of(scale) if len({keys.get(name, name) for name in c.terms}) == len(c.terms)]
+
+
+def verdicts_on(scale: Scale, results: Results) -> list[Verdict]:
+    """What the scale's claims come to, with the rows that are done."""
+    return judged(claims_on(scale, results), results.estimates)
 
 
 def intervals(results: Results) -> str:
     """What intervals are over."""
     several = any(results.seeds(name) > 1 for name in results.rows)
     return "over seeds and images" if several else "over images alone, of one seed: they say nothing of others"
+
+
+def command(names: Sequence[str], places: Places, scale: Scale, results: Results) -> str:
+    """What trains the runs of these experiments that are not done, in the study's folder."""
+    words = ["commvlm", "study", *(["all"] if set(names) == set(EXPERIMENTS) else names), "--scale", scale.name]
+    words += ["--seeds", str(_planned_seeds(results))] if results.rows else []
+    words += [] if results.grid["world"] else ["--data", "DIR"]
+    words += [] if places.root == Path("runs/study") / scale.name else ["--out", str(places.root)]
+    return shlex.join(words)
+
+
+def _planned_seeds(results: Results) -> int:
+    return max((len(row["runs"]) for row in results.rows.values()), default=0)
+
+
+def seeds_done(results: Results) -> str:
+    """How many seeds rows have, and of how many where some are not done: "1 to 3 of 3 seeds are done"; nothing of no rows."""
+    planned = _planned_seeds(results)
+    done = [results.seeds(name) for name in results.rows]
+    if not done or min(done) == planned:
+        return f"{planned} seed{'s' if planned > 1 else ''}" if done else ""
+    some = f"{min(done)} to {max(done)}" if min(done) < max(done) else str(done[0])
+    return f"{some} of {planned} seeds are done"
 
 
 def _environment() -> Environment:
@@ -104,24 +159,26 @@ def _environment() -> Environment:
     return environment
 
 
-def _findings(verdicts: Sequence[Verdict], scale: Scale) -> list[dict[str, Any]]:
-    """Finding by finding: its claims, how many hold, and that in words."""
+def _findings(claims: Sequence[Claim], verdicts: Sequence[Verdict], scale: Scale) -> list[dict[str, Any]]:
+    """Finding by finding: its verdicts, whether claims lack rows, and how many have them and what these come to, in words."""
     found = []
     for name in F:
         own = [v for v in verdicts if v.claim.finding == name]
-        if own:
-            told = _counted([v for v in own if not is_reading(v.claim.task)])
-            beside = _counted([v for v in own if is_reading(v.claim.task)])
-            said = f"of {told}" + (f"; by REC's mean IoU, of {beside}" if beside else "")
-            found.append({"name": name, "title": title_of(name, scale), "verdicts": own, "said": said})
+        plain = [v for v in own if not is_reading(v.claim.task)]
+        beside = _counted([v for v in own if is_reading(v.claim.task)])
+        every = sum(c.finding == name and not is_reading(c.task) for c in claims)
+        said = f"{len(plain)} of {every} claim{'s have their' if every > 1 else ' has its'} rows"
+        said += f": {_counted(plain)}" if plain else ""
+        said += f"; by REC's mean IoU, {beside}" if beside else ""
+        lacks = len(plain) < every
+        found.append({"name": name, "title": title_of(name, scale), "verdicts": own, "said": said, "lacks": lacks})
     return found
 
 
 def _counted(verdicts: Sequence[Verdict]) -> str:
-    """ "3 claims: 1 holds, 2 undecided"; nothing of none."""
+    """ "1 holds, 2 undecided"; nothing of none."""
     counts = Counter(v.word for v in verdicts)
-    said = ", ".join(f"{counts[word]} {word}" for word in BRANCHES if counts[word])
-    return f"{len(verdicts)} claim{'s' if len(verdicts) > 1 else ''}: {said}" if verdicts else ""
+    return ", ".join(f"{counts[word]} {word}" for word in BRANCHES if counts[word])
 
 
 def _section(name: str, scale: Scale, results: Results, places: Places) -> dict[str, Any]:
@@ -131,15 +188,26 @@ def _section(name: str, scale: Scale, results: Results, places: Places) -> dict[
     asked = experiment.tasks or scale.tasks
     tasks = list(dict.fromkeys(name for task in asked for name in results.estimates if _is_of(name, task)))
     taken = costs({row.name: row for row in rows}, places.root / "costs.json", runs=0)
+    table = scores_of(experiment.title, rows, tasks, results, taken)
     return {
         "name": name,
         "experiment": experiment,
-        "table": scores_of(experiment.title, rows, tasks, results, taken),
+        "table": with_branches(table, rows) if name == "peers" else table,
+        "costs": taken,
+        "measured": measured_with(taken),
         "chart": Markup(_saved(_chart(name, experiment, rows, tasks, results), places.figures / f"{name}.svg")),
         "panels": 1 if experiment.over or name in ("weights", "collapse") else len(tasks),
         "paper": PAPER.get(name),
-        "words": PAPER_WORDS.get(name, ""),
+        "words": _words(name, rows, scale),
     }
+
+
+def _words(name: str, rows: Sequence[Row], scale: Scale) -> list[str]:
+    """What is said under an experiment's table."""
+    words = [PAPER_WORDS[name]] if name in PAPER_WORDS else []
+    if scale.base.train.optimizer == "muon" and any(row.at.get("merge") == "conv-layerscale" for row in rows):
+        words.append(MUON)
+    return words
 
 
 def _is_of(name: str, task: str) -> bool:
@@ -225,11 +293,13 @@ def _gallery(places: Places, results: Results, scale: Scale) -> list[Any]:
 
 
 def _answers(places: Places, results: Results, name: str) -> dict[str, list[Record]]:
+    """A row's answers by task, of its first seed. Their ids begin with their set, since two sets may share one."""
     runs = results.of_row(name) if name in results.rows else {}
-    if not runs:
-        return {}
-    folder = places.run(runs[min(runs)]["key"]) / "predictions"
-    return {path.stem: read_predictions(path) for path in sorted(folder.glob("*.jsonl"))}
+    by_task: dict[str, list[Record]] = {}
+    for path in sorted((places.run(runs[min(runs)]["key"]) / "predictions").glob("*.jsonl")) if runs else ():
+        for record in read_predictions(path):
+            by_task.setdefault(record.task, []).append(replace(record, id=f"{path.stem} {record.id}"))
+    return by_task
 
 
 def _receipts(results: Results) -> list[dict[str, Any]]:

@@ -95,15 +95,14 @@ def costs(rows: Mapping[str, Row], cache: Path, *, runs: int) -> dict[str, dict[
 def _cost(row: Row, *, runs: int) -> dict[str, Any]:
     config = build_config(**model_settings(row.model))
     parts = inspect_visual_half(config)
-    taken = measure(config, runs=runs) if runs else None
+    taken = asdict(measure(config, runs=runs)) if runs else {}
+    kept = ("seconds", "peak_bytes", "threads", "dtype", "device")
     return {
         "tokens": config.num_image_tokens,
         "parameters": sum(part.parameters for part in parts),
         "trained": sum(part.parameters for part in parts if part.part != "encoders"),
         "flops": sum(part.flops for part in parts),
-        "measured": None
-        if taken is None
-        else {"seconds": taken.seconds, "peak_bytes": taken.peak_bytes, "threads": taken.threads, "dtype": taken.dtype},
+        "measured": {name: taken[name] for name in kept} if taken else None,
     }
 
 

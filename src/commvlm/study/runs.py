@@ -242,3 +242,10 @@ def write_grid(places: Places, runs: Iterable[Run], facts: dict[str, Any]) -> No
         )
         row["runs"][str(run.seed)] = run.key
     write_json({**facts, "rows": rows}, places.root / "grid.json")
+
+
+def failed(places: Places) -> dict[str, dict[str, Any]]:
+    """Key -> row, seed and reason of the runs that failed and are not done since, from failed.json; empty without it."""
+    path = places.root / "failed.json"
+    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    return {key: one for key, one in told.items() if not places.done(key)}

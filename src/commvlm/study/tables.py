@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from .claims import REC_IOU, Verdict, p_of
@@ -23,6 +23,7 @@ TITLES = {
     "caption": "caption CIDEr",
 }
 LOSS = "training loss at the end, by seed"
+BRANCHES = "encoders and their layers"
 COSTS = ("parameters M", "GFLOPs", "tokens", "ms", "MB")
 
 
@@ -61,6 +62,28 @@ def cost_cells(cost: Mapping[str, Any]) -> list[str]:
     return [f"{cost['parameters'] / 1e6:.2f}", f"{cost['flops'] / 1e9:.3g}", str(cost["tokens"]), *taken]
 
 
+def _cost_facts(cost: Mapping[str, Any]) -> dict[str, Any]:
+    """What `cost_cells` shows, as numbers, and how the last two were measured."""
+    facts = {name: cost[name] for name in ("parameters", "flops", "tokens")}
+    measured = cost["measured"]
+    if measured is not None:
+        facts |= {"ms": round(1e3 * measured["seconds"], 2), "mb": round(measured["peak_bytes"] / 1e6, 2)}
+        facts |= {name: measured[name] for name in ("dtype", "threads", "device") if name in measured}
+    return facts
+
+
+def measured_with(costs: Mapping[str, Mapping[str, Any]]) -> str:
+    """How milliseconds and megabytes were measured: "bf16, 2 threads, cpu"; nothing where none were."""
+    ways = {_way(cost["measured"]) for cost in costs.values() if cost["measured"]}
+    return " or ".join(sorted(ways))
+
+
+def _way(measured: Mapping[str, Any]) -> str:
+    threads = measured["threads"]
+    parts = [measured["dtype"], f"{threads} thread{'s' if threads > 1 else ''}", measured.get("device")]
+    return ", ".join(part for part in parts if part)  # files of earlier versions name no device
+
+
 def scores_of(
     title: str, rows: Sequence[Row], tasks: Sequence[str], results: Results, costs: Mapping[str, Mapping[str, Any]]
 ) -> Table:
@@ -71,6 +94,20 @@ def scores_of(
         shown = [row.name, str(results.seeds(row.name)), *found, loss_cell(results, row.name)]
         lines.append([*shown, *cost_cells(costs[row.name])])
     return Table(title, ["row", "seeds", *map(titled, tasks), LOSS, *COSTS], lines)
+
+
+def with_branches(table: Table, rows: Sequence[Row]) -> Table:
+    """The table of these rows, and which layers of which checkpoints each of them reads."""
+    lines = [[*line, _branches(row)] for line, row in zip(table.rows, rows, strict=True)]
+    return replace(table, head=[*table.head, BRANCHES], rows=lines)
+
+
+def _branches(row: Row) -> str:
+    read = []
+    for branch in row.model.encoders:
+        layers = branch.layers if isinstance(branch.layers, list) else [branch.layers]
+        read.append(f"{branch.checkpoint}: {', '.join(map(str, layers))}")
+    return "; ".join(read)
 
 
 def verdicts_of(title: str, verdicts: Sequence[Verdict]) -> Table:
@@ -147,8 +184,8 @@ def as_csv(results: Results) -> str:
     return out.getvalue()
 
 
-def as_json(results: Results, verdicts: Sequence[Verdict]) -> dict[str, Any]:
-    """Estimates and verdicts: small enough to be kept in a repository."""
+def as_json(results: Results, verdicts: Sequence[Verdict], costs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Estimates, costs and verdicts: small enough to be kept in a repository. costs: of rows, as `results.costs` has them."""
     return {
         "scale": results.grid["scale"],
         "world": results.grid["world"],
@@ -158,6 +195,7 @@ def as_json(results: Results, verdicts: Sequence[Verdict]) -> dict[str, Any]:
             name: {
                 "seeds": results.seeds(name),
                 "training_loss": [round(loss, 4) for loss in results.late_losses(name)],
+                **({"costs": _cost_facts(costs[name])} if name in costs else {}),
                 **{
                     task: [round(value, 3) for value in (found[name].mean, found[name].low, found[name].high)]
                     for task, found in results.estimates.items()
