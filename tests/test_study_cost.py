@@ -43,7 +43,9 @@ def test_every_row_costs_what_its_own_plan_says(world, tmp_path):
     done.write_text("{}")
     cost = grid_cost(runs, Places(tmp_path), on, load=Load(900, 30))
     assert {name: row.left for name, row in cost.rows.items()} == {"clip last": 1, "COMM": 2, "peer mmvp-imof": 2}
-    cheaper = next(run.recipe for run in runs if run.row.name == "clip last")  # the others were planned, this was derived
+    cheaper = next(
+        run.recipe for run in runs if run.row.name == "clip last"
+    )  # the others were planned, this was derived
     planner = Planner(cheaper, on)
     alone = sum(planner.plan(stage).hours for stage in cheaper.train.stages)
     assert cost.rows["clip last"].training == pytest.approx(alone, rel=0.02)

@@ -39,11 +39,6 @@ path.write_text(json.dumps({"key": key}))
 """
 
 
-@pytest.fixture
-def few(scale, world):
-    return runs_of(replace(scale, seeds=1), rows_of(scale, ["figure-2"])[:4], data=str(world))
-
-
 @pytest.mark.parametrize("name", ["local", "submitit", "ray"])
 def test_every_executor_runs_the_grid_and_tells_what_failed(name, few, tmp_path):
     if name != "local":

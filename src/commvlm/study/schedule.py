@@ -34,9 +34,12 @@ class Failure:
 
 @dataclass
 class _Active:
+    """said: bytes that earlier attempts left in the run's log."""
+
     run: Run
     job: Job
     began: float
+    said: int
 
 
 @contextmanager
@@ -77,8 +80,9 @@ def go_over(
             while waiting or active:
                 while waiting and len(active) < jobs:
                     run = waiting.pop(0)
-                    job = executor.submit(command(run.key), places.log(run.key))
-                    active.append(_Active(run, job, time.monotonic()))
+                    log = places.log(run.key)
+                    said = log.stat().st_size if log.exists() else 0
+                    active.append(_Active(run, executor.submit(command(run.key), log), time.monotonic(), said))
                 time.sleep(POLL)
                 for one in list(active):
                     code = one.job.exit_code()
@@ -87,7 +91,7 @@ def go_over(
                     active.remove(one)
                     clock.took(time.monotonic() - one.began)
                     if not places.done(one.run.key):
-                        failed.append(Failure(one.run, _last_line(places.log(one.run.key), code)))
+                        failed.append(Failure(one.run, _last_line(places.log(one.run.key), one.said, code)))
                         said = f"failed: {one.run.name}: {failed[-1].reason}"
                         console.print(said, style="red", highlight=False, markup=False)
                         if SAID in failed[-1].reason and waiting:
@@ -152,7 +156,8 @@ def _last_row(log: Path) -> dict[str, Any] | None:
         return None
 
 
-def _last_line(log: Path, code: int) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
+def _last_line(log: Path, start: int, code: int) -> str:
+    """Of what was said after the first `start` bytes."""
+    said = log.read_bytes()[start:].decode("utf-8", errors="replace") if log.exists() else ""
+    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "it said nothing")
     return f"{last[-300:]} (exit code {code}; all of it in {log})"
