@@ -2,10 +2,12 @@
 
 import io
 import sys
+from types import SimpleNamespace
 
+import pytest
 from rich.console import Console
 
-from commvlm.study.executors import EXECUTORS
+from commvlm.study.executors import EXECUTORS, RayJob, SubmititJob
 from commvlm.study.runs import Places
 from commvlm.study.schedule import go_over
 
@@ -20,3 +22,59 @@ def test_an_attempt_that_says_nothing_is_not_told_with_the_words_of_an_earlier_o
     command = lambda key: [sys.executable, "-c", "raise SystemExit(3)"]  # noqa: E731
     failed = go_over(few, places, EXECUTORS["local"](tmp_path), jobs=2, command=command, console=QUIET)
     assert [one.reason.split(";")[0] for one in failed] == ["it said nothing (exit code 3"] * len(few)
+
+
+TRACE = 'Traceback (most recent call last):\n  File "a.py", line 3, in f\n    raise it\n'
+DIED = "The worker died unexpectedly while executing this task."
+SCHEDULED = {
+    "out of time": (
+        "Job 7 (task: 0) with path x.pkl\nhas not produced any output (state: TIMEOUT)\nError stream produced:\n----\nsrun",
+        "Job 7 (task: 0) with path x.pkl has not produced any output (state: TIMEOUT)",
+    ),
+    "raised": (
+        f"Job (task=0) failed during processing with trace:\n----\n{TRACE}OSError: no such folder\n\n----\nYou can check",
+        "OSError: no such folder",
+    ),
+    "ray's": (f"ray::run_command() (pid=1)\n{TRACE.partition(':')[2]}KeyError: 'a'", "KeyError: 'a'"),
+    "lost": (DIED, DIED),
+}
+
+
+class Broken(Exception):
+    """As a scheduler raises it."""
+
+
+def submitit_job(error):
+    return SubmititJob(SimpleNamespace(done=lambda: True, exception=lambda: error))
+
+
+def ray_job(error):
+    def get(reference):
+        raise error
+
+    exceptions = SimpleNamespace(RayError=Broken)
+    return RayJob(SimpleNamespace(wait=lambda jobs, timeout: (jobs, []), get=get, exceptions=exceptions), "job")
+
+
+class Engine:
+    """An executor that submits by `submit`."""
+
+    def __init__(self, submit):
+        self.submit = submit
+
+    def close(self):
+        pass
+
+
+@pytest.mark.parametrize("kind", [submitit_job, ray_job])
+@pytest.mark.parametrize(("said", "told"), SCHEDULED.values(), ids=SCHEDULED)
+def test_a_scheduler_says_why_it_ended_a_run(few, tmp_path, kind, said, told):
+    """Beside the run's own last line, where it had one."""
+
+    def submit(command, log):
+        log.parent.mkdir(exist_ok=True)
+        log.write_text("" if command == [few[0].key] else "40 %|####      |\n")
+        return kind(Broken(said))
+
+    failed = go_over(few[:2], Places(tmp_path), Engine(submit), jobs=2, command=lambda key: [key], console=QUIET)
+    assert [one.reason.partition(" (exit code 1;")[0] for one in failed] == [told, f"40 %|####      |; {told}"]

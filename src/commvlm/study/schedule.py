@@ -26,7 +26,7 @@ POLL = 0.5
 
 @dataclass(frozen=True)
 class Failure:
-    """run, and the last line that it said."""
+    """run, and the last line that it said, with what the executor says of its end."""
 
     run: Run
     reason: str
@@ -91,7 +91,7 @@ def go_over(
                     active.remove(one)
                     clock.took(time.monotonic() - one.began)
                     if not places.done(one.run.key):
-                        failed.append(Failure(one.run, _last_line(places.log(one.run.key), one.said, code)))
+                        failed.append(Failure(one.run, _reason(one, places.log(one.run.key), code)))
                         said = f"failed: {one.run.name}: {failed[-1].reason}"
                         console.print(said, style="red", highlight=False, markup=False)
                         if SAID in failed[-1].reason and waiting:
@@ -156,8 +156,9 @@ def _last_row(log: Path) -> dict[str, Any] | None:
         return None
 
 
-def _last_line(log: Path, start: int, code: int) -> str:
-    """Of what was said after the first `start` bytes."""
-    said = log.read_bytes()[start:].decode("utf-8", errors="replace") if log.exists() else ""
-    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "it said nothing")
-    return f"{last[-300:]} (exit code {code}; all of it in {log})"
+def _reason(one: _Active, log: Path, code: int) -> str:
+    """In one line: the last one that the run said, and the executor's own."""
+    said = log.read_bytes()[one.said :].decode("utf-8", errors="replace") if log.exists() else ""
+    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
+    told = "; ".join(part[-300:] for part in (last, one.job.reason()) if part) or "it said nothing"
+    return f"{told} (exit code {code}; all of it in {log})"
