@@ -1,6 +1,8 @@
 """What goes wrong in a study: why is told, and the rest goes on."""
 
+import errno
 import io
+import json
 import sys
 from types import SimpleNamespace
 
@@ -78,3 +80,53 @@ def test_a_scheduler_says_why_it_ended_a_run(few, tmp_path, kind, said, told):
 
     failed = go_over(few[:2], Places(tmp_path), Engine(submit), jobs=2, command=lambda key: [key], console=QUIET)
     assert [one.reason.partition(" (exit code 1;")[0] for one in failed] == [told, f"40 %|####      |; {told}"]
+
+
+def finished(root):
+    """(command, log) -> a run of which nothing is left to do."""
+
+    def submit(command, log):
+        result = Places(root).result(command[0])
+        result.parent.mkdir(exist_ok=True)
+        result.write_text(json.dumps({"seconds": {"train": 90.0, "evaluate": 30.0}}))
+        return SubmititJob(SimpleNamespace(done=lambda: True, exception=lambda: None, result=lambda: 0))
+
+    return submit
+
+
+def with_faults(root, *faults):
+    """Raises these, one a run, in place of starting it; None starts it."""
+    left = [*faults]
+
+    def submit(command, log):
+        fault = left.pop(0)
+        if fault is not None:
+            raise fault
+        return finished(root)(command, log)
+
+    return Engine(submit)
+
+
+def test_a_run_that_cannot_be_started_is_told_and_the_rest_goes_on(few, tmp_path):
+    busy = Broken("sbatch: error: Socket timed out\nBatch job submission failed\nlast")
+    engine = with_faults(tmp_path, busy, busy, None, busy)
+    failed = go_over(few, Places(tmp_path), engine, jobs=2, command=lambda key: [key], console=QUIET)
+    assert [one.run for one in failed] == [few[0], few[1], few[3]]
+    reason = "it could not be started: sbatch: error: Socket timed out Batch job submission failed"
+    assert {one.reason for one in failed} == {reason}
+
+
+@pytest.mark.parametrize(
+    ("fault", "times", "why"),
+    [
+        (Broken("no such partition"), 3, "3 in a row could not be started: 1 runs are not started"),
+        (OSError(errno.ENOSPC, "no space"), 1, "the disk is full: 3 runs are not started"),
+    ],
+)
+def test_where_nothing_can_be_started_no_more_is_tried(few, tmp_path, fault, times, why):
+    said = io.StringIO()
+    console = Console(file=said, width=300)
+    engine = with_faults(tmp_path, *[fault] * times)
+    failed = go_over(few, Places(tmp_path), engine, jobs=2, command=lambda key: [key], console=console)
+    assert [one.run for one in failed] == few[:times]
+    assert why in said.getvalue()

@@ -15,13 +15,15 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from ..model.storage import SAID
+from ..model.storage import SAID, writing
 from ..train.recipe import Recipe
-from .executors import Executor, Job
+from .executors import Executor, Job, in_one_line
 from .runs import Places, Run
 
 POLL = 0.5
 """Seconds between two looks at what the runs have written."""
+REFUSED = 3
+"""Runs in a row that the executor would not start, after which no other is tried."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +67,7 @@ def go_over(
     console: Console,
 ) -> list[Failure]:  # fmt: skip
     """Executes what has no result yet, at most `jobs` at once; returns those that failed. Runs of one key are one. After one
-    that found the disk full no other is started.
+    that found the disk full, or `REFUSED` in a row that could not be started, no other is started.
 
     command: a run's key -> what makes its result. What is still going on when this is interrupted is ended.
     """
@@ -74,15 +76,34 @@ def go_over(
     failed: list[Failure] = []
     active: list[_Active] = []
     clock = _Clock(len(waiting), jobs)
+    refused = 0
     with _bar(console) as progress:
         bar = progress.add_task("", total=len(every), completed=len(every) - len(waiting), left="", now="")
+
+        def fail(run: Run, reason: str) -> None:
+            failed.append(Failure(run, reason))
+            console.print(f"failed: {run.name}: {reason}", style="red", highlight=False, markup=False)
+            why = SAID if SAID in reason else f"{REFUSED} in a row could not be started" if refused == REFUSED else ""
+            if why and waiting:
+                console.print(f"{why}: {len(waiting)} runs are not started", style="red", highlight=False)
+                waiting.clear()
+
         try:
             while waiting or active:
                 while waiting and len(active) < jobs:
                     run = waiting.pop(0)
                     log = places.log(run.key)
                     said = log.stat().st_size if log.exists() else 0
-                    active.append(_Active(run, executor.submit(command(run.key), log), time.monotonic(), said))
+                    try:
+                        with writing(places.root):
+                            job = executor.submit(command(run.key), log)
+                    except Exception as error:  # whatever a cluster's client raises
+                        refused += 1
+                        fail(run, f"it could not be started: {in_one_line(error)}")
+                        progress.advance(bar)
+                    else:
+                        refused = 0
+                        active.append(_Active(run, job, time.monotonic(), said))
                 time.sleep(POLL)
                 for one in list(active):
                     code = one.job.exit_code()
@@ -91,12 +112,7 @@ def go_over(
                     active.remove(one)
                     clock.took(time.monotonic() - one.began)
                     if not places.done(one.run.key):
-                        failed.append(Failure(one.run, _reason(one, places.log(one.run.key), code)))
-                        said = f"failed: {one.run.name}: {failed[-1].reason}"
-                        console.print(said, style="red", highlight=False, markup=False)
-                        if SAID in failed[-1].reason and waiting:
-                            console.print(f"{SAID}: {len(waiting)} runs are not started", style="red", highlight=False)
-                            waiting.clear()
+                        fail(one.run, _reason(one, places.log(one.run.key), code))
                     progress.advance(bar)
                 shares = [share_done(places.run(one.run.key), one.run.recipe) for one in active]
                 names = ", ".join(f"{one.run.name} {share:.0%}" for one, share in zip(active, shares, strict=True))
