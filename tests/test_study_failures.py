@@ -11,7 +11,7 @@ from rich.console import Console
 
 from commvlm.study.executors import EXECUTORS, RayJob, SubmititJob
 from commvlm.study.runs import Places
-from commvlm.study.schedule import go_over
+from commvlm.study.schedule import go_over, time_left
 
 QUIET = Console(file=io.StringIO())
 
@@ -130,3 +130,23 @@ def test_where_nothing_can_be_started_no_more_is_tried(few, tmp_path, fault, tim
     failed = go_over(few, Places(tmp_path), engine, jobs=2, command=lambda key: [key], console=console)
     assert [one.run for one in failed] == few[:times]
     assert why in said.getvalue()
+
+
+def test_time_left_is_reckoned_from_the_runs_that_are_done(few, tmp_path, monkeypatch):
+    """Those of earlier calls too, and none that failed: one that is done took two minutes."""
+    told = []
+    monkeypatch.setattr("commvlm.study.schedule.time_left", lambda *of: told.append(time_left(*of)))
+    engines = [Engine(finished(tmp_path)), Engine(lambda command, log: submitit_job(Broken("lost")))]
+    for runs, engine in zip((few[:1], few), engines, strict=True):
+        go_over(runs, Places(tmp_path), engine, jobs=1, command=lambda key: [key], console=QUIET)
+    assert told == [f"about {minutes} min left" for minutes in (0, 4, 2, 0)]
+    assert time_left([], 3, 1) == "time left unknown until a run is done"
+    assert time_left([3600], 4, 2) == "about 2.0 h left"
+
+
+def test_a_result_that_is_broken_is_told_before_anything_starts(few, tmp_path):
+    places = Places(tmp_path)
+    places.result(few[0].key).parent.mkdir()
+    places.result(few[0].key).write_text("{")
+    with pytest.raises(ValueError, match=rf"{few[0].key}\.json is no JSON .*; remove it and run the study again"):
+        go_over(few, places, Engine(finished(tmp_path)), jobs=1, command=lambda key: [key], console=QUIET)

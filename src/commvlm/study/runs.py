@@ -232,6 +232,18 @@ def _places_of(job: Path) -> tuple[str, str | None] | None:
     return None if recipe is None else (recipe.data.root, recipe.train.features)
 
 
+def seconds_of(places: Places, keys: Iterable[str]) -> list[float]:
+    """What each of these runs that is done took, by its result. Raises ValueError for a broken one."""
+    return [sum(_json(places.result(key))["seconds"].values()) for key in keys if places.done(key)]
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON ({error.msg}); remove it and run the study again") from error
+
+
 def write_grid(places: Places, runs: Iterable[Run], facts: dict[str, Any]) -> None:
     """grid.json: what the study at this folder is made of; the report is drawn from it."""
     rows: dict[str, Any] = {}

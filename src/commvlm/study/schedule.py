@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from ..model.storage import SAID, writing
 from ..train.recipe import Recipe
 from .executors import Executor, Job, in_one_line
-from .runs import Places, Run
+from .runs import Places, Run, seconds_of
 
 POLL = 0.5
 """Seconds between two looks at what the runs have written."""
@@ -40,7 +40,6 @@ class _Active:
 
     run: Run
     job: Job
-    began: float
     said: int
 
 
@@ -75,7 +74,7 @@ def go_over(
     waiting = [run for run in every.values() if not places.done(run.key)]
     failed: list[Failure] = []
     active: list[_Active] = []
-    clock = _Clock(len(waiting), jobs)
+    took, jobs = seconds_of(places, every), min(jobs, max(len(waiting), 1))
     refused = 0
     with _bar(console) as progress:
         bar = progress.add_task("", total=len(every), completed=len(every) - len(waiting), left="", now="")
@@ -103,20 +102,22 @@ def go_over(
                         progress.advance(bar)
                     else:
                         refused = 0
-                        active.append(_Active(run, job, time.monotonic(), said))
+                        active.append(_Active(run, job, said))
                 time.sleep(POLL)
                 for one in list(active):
                     code = one.job.exit_code()
                     if code is None:
                         continue
                     active.remove(one)
-                    clock.took(time.monotonic() - one.began)
-                    if not places.done(one.run.key):
+                    if places.done(one.run.key):
+                        took += seconds_of(places, [one.run.key])
+                    else:
                         fail(one.run, _reason(one, places.log(one.run.key), code))
                     progress.advance(bar)
                 shares = [share_done(places.run(one.run.key), one.run.recipe) for one in active]
                 names = ", ".join(f"{one.run.name} {share:.0%}" for one, share in zip(active, shares, strict=True))
-                progress.update(bar, left=clock.left(len(waiting), shares), now=names)
+                left = time_left(took, len(waiting) + sum(1 - share for share in shares), jobs)
+                progress.update(bar, left=left, now=names)
         finally:
             for one in active:
                 one.job.cancel()
@@ -131,22 +132,12 @@ def _bar(console: Console) -> Progress:
     return Progress(*columns, console=console)
 
 
-class _Clock:
-    """How long what is left will take, from the runs that are done."""
-
-    def __init__(self, total: int, jobs: int) -> None:
-        self.jobs = min(jobs, max(total, 1))
-        self.seconds: list[float] = []
-
-    def took(self, seconds: float) -> None:
-        self.seconds.append(seconds)
-
-    def left(self, waiting: int, shares: Sequence[float]) -> str:
-        if not self.seconds:
-            return "time left unknown until a run is done"
-        runs = waiting + sum(1 - share for share in shares)
-        minutes = runs * sum(self.seconds) / len(self.seconds) / self.jobs / 60
-        return f"about {minutes / 60:.1f} h left" if minutes > 90 else f"about {minutes:.0f} min left"
+def time_left(took: Sequence[float], runs: float, jobs: int) -> str:
+    """Of so many runs, `jobs` at once. took: seconds of those that are done."""
+    if not took:
+        return "time left unknown until a run is done"
+    minutes = runs * sum(took) / len(took) / jobs / 60
+    return f"about {minutes / 60:.1f} h left" if minutes > 90 else f"about {minutes:.0f} min left"
 
 
 def share_done(folder: Path, recipe: Recipe) -> float:
