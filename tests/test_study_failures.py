@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import sys
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -12,6 +13,7 @@ from rich.console import Console
 from commvlm.study.executors import EXECUTORS, RayJob, SubmititJob
 from commvlm.study.runs import Places
 from commvlm.study.schedule import go_over, time_left
+from commvlm.study.study import asked
 
 QUIET = Console(file=io.StringIO())
 
@@ -80,6 +82,12 @@ def test_a_scheduler_says_why_it_ended_a_run(few, tmp_path, kind, said, told):
 
     failed = go_over(few[:2], Places(tmp_path), Engine(submit), jobs=2, command=lambda key: [key], console=QUIET)
     assert [one.reason.partition(" (exit code 1;")[0] for one in failed] == [told, f"40 %|####      |; {told}"]
+
+
+def test_a_log_is_in_the_study_s_folder_on_whatever_machine_a_run_is(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    roots = [asked(["figure-2"], scale="quick", out=out).root for out in (None, Path("mine"))]
+    assert roots == [tmp_path / "runs" / "study" / "quick", tmp_path / "mine"]
 
 
 def finished(root):

@@ -67,7 +67,10 @@ def asked(
             )
     given = {"seeds": seeds, "processes": processes}
     found = replace(found, **{name: value for name, value in given.items() if value is not None})
-    return Asked(tuple(names), found, out or Path("runs/study") / found.name, data, gpu or Asked.gpu, tuple(only))
+    root = (
+        out or Path("runs/study") / found.name
+    ).resolve()  # other machines work in it, each from a folder of its own
+    return Asked(tuple(names), found, root, data, gpu or Asked.gpu, tuple(only))
 
 
 def planned(asked: Asked) -> tuple[list[Row], list[Run]]:
