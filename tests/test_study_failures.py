@@ -10,8 +10,10 @@ from types import SimpleNamespace
 import pytest
 from rich.console import Console
 
+from commvlm.study.bundle import keep
 from commvlm.study.executors import EXECUTORS, RayJob, SubmititJob
-from commvlm.study.runs import Places
+from commvlm.study.runs import Places, note_failed
+from commvlm.study.runs import failed as failures
 from commvlm.study.schedule import go_over, time_left
 from commvlm.study.study import asked
 
@@ -158,3 +160,26 @@ def test_a_result_that_is_broken_is_told_before_anything_starts(few, tmp_path):
     places.result(few[0].key).write_text("{")
     with pytest.raises(ValueError, match=rf"{few[0].key}\.json is no JSON .*; remove it and run the study again"):
         go_over(few, places, Engine(finished(tmp_path)), jobs=1, command=lambda key: [key], console=QUIET)
+
+
+def test_a_failure_is_remembered_until_its_run_is_done(few, tmp_path):
+    places, lost = Places(tmp_path), Engine(lambda command, log: submitit_job(Broken("lost")))
+    assert failures(places) == {}
+    go_over(few[:2], places, lost, jobs=2, command=lambda key: [key], console=QUIET)
+    reason = f"lost (exit code 1; all of it in {places.log(few[0].key)})"
+    assert failures(places)[few[0].key] == {"row": few[0].row.name, "seed": 0, "reason": reason}
+    assert set(failures(places)) == {run.key for run in few[:2]}
+    go_over(few[:1], places, Engine(finished(tmp_path)), jobs=1, command=lambda key: [key], console=QUIET)
+    assert set(json.loads((tmp_path / "failed.json").read_text())) == {few[1].key}
+    keep({few[1].key: "{}"}, Path("runs.xz"), places)
+    assert json.loads((tmp_path / "failed.json").read_text()) == {}
+
+
+def test_a_failure_that_a_full_disk_forgets_ends_nothing(few, tmp_path, monkeypatch):
+    def full(value, path):
+        raise OSError(errno.ENOSPC, "no space")
+
+    note_failed(Places(tmp_path), (few[0], "old"))
+    monkeypatch.setattr("commvlm.study.runs.write_json", full)
+    note_failed(Places(tmp_path), (few[1], "new"))
+    assert [about["reason"] for about in failures(Places(tmp_path)).values()] == ["old"]

@@ -18,7 +18,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from ..model.storage import SAID, writing
 from ..train.recipe import Recipe
 from .executors import Executor, Job, in_one_line
-from .runs import Places, Run, seconds_of
+from .runs import Places, Run, note_failed, seconds_of
 
 POLL = 0.5
 """Seconds between two looks at what the runs have written."""
@@ -65,8 +65,9 @@ def go_over(
     runs: Sequence[Run], places: Places, executor: Executor, *, jobs: int, command: Callable[[str], Sequence[str]],
     console: Console,
 ) -> list[Failure]:  # fmt: skip
-    """Executes what has no result yet, at most `jobs` at once; returns those that failed. Runs of one key are one. After one
-    that found the disk full, or `REFUSED` in a row that could not be started, no other is started.
+    """Executes what has no result yet, at most `jobs` at once; returns those that failed, and keeps them in failed.json. Runs
+    of one key are one. After one that found the disk full, or `REFUSED` in a row that could not be started, no other is
+    started.
 
     command: a run's key -> what makes its result. What is still going on when this is interrupted is ended.
     """
@@ -81,6 +82,7 @@ def go_over(
 
         def fail(run: Run, reason: str) -> None:
             failed.append(Failure(run, reason))
+            note_failed(places, (run, reason))
             console.print(f"failed: {run.name}: {reason}", style="red", highlight=False, markup=False)
             why = SAID if SAID in reason else f"{REFUSED} in a row could not be started" if refused == REFUSED else ""
             if why and waiting:
@@ -111,6 +113,7 @@ def go_over(
                     active.remove(one)
                     if places.done(one.run.key):
                         took += seconds_of(places, [one.run.key])
+                        note_failed(places)
                     else:
                         fail(one.run, _reason(one, places.log(one.run.key), code))
                     progress.advance(bar)

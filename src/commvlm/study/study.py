@@ -67,9 +67,7 @@ def asked(
             )
     given = {"seeds": seeds, "processes": processes}
     found = replace(found, **{name: value for name, value in given.items() if value is not None})
-    root = (
-        out or Path("runs/study") / found.name
-    ).resolve()  # other machines work in it, each from a folder of its own
+    root = (out or Path("runs/study") / found.name).resolve()  # for workers that start in another folder
     return Asked(tuple(names), found, root, data, gpu or Asked.gpu, tuple(only))
 
 
