@@ -56,3 +56,14 @@ def scale():
     from commvlm.study.settings import load_scale
 
     return load_scale("micro")
+
+
+@pytest.fixture
+def few(scale, world):
+    """Four runs of the study's micro scale."""
+    from dataclasses import replace
+
+    from commvlm.study.experiments import rows_of
+    from commvlm.study.runs import runs_of
+
+    return runs_of(replace(scale, seeds=1), rows_of(scale, ["figure-2"])[:4], data=str(world))

@@ -7,9 +7,11 @@ from pathlib import Path
 import pytest
 
 from commvlm.study.bundle import keep, pack, read_bundle
+from commvlm.study.checks import checked
 from commvlm.study.runs import Places
 from commvlm.study.study import asked, take
 
+SHIPPED = Path(__file__).parents[1] / "docs" / "results" / "micro.runs.jsonl.xz"
 KEYS = ["0123456789abcdef", "fedcba9876543210"]
 TALLY = {"images": ["a.png", "b.png"], "groups": [""], "sums": [[1.0], [0.5]], "counts": [[1], [2]]}
 FACTS = {"gradient_norm": 0.1, "spread": 1.0, "rank": 3.0}
@@ -117,6 +119,10 @@ def tally(**changes: object) -> str:
         (tally(sums=[[None], [1]]), "tallies.rec must have sums and counts"),
         (tally(counts=[[0], [0]]), "tallies.rec must have sums and counts"),
         (tally(images=[], sums=[], counts=[]), "tallies.rec must have sums and counts"),
+        (tally(sums=[[9.0], [18.0]]), "tallies.rec must have whole counts, and sums of marks from 0 to 1"),
+        (tally(sums=[[-0.5], [2.0]]), "tallies.rec must have whole counts, and sums of marks from 0 to 1"),
+        (tally(counts=[[1], [2.5]]), "tallies.rec must have whole counts, and sums of marks from 0 to 1"),
+        (tally(sums=[[1.0], [0.6]]), r"tallies.rec is 53.33 and must be scores.rec.value, 50.00"),
         (tally(images=["a.png", "c.png"]), "tallies.rec is about other images or questions"),
         (json.dumps(result(KEYS[1], tallies={}, scores={})), "its tasks are , not rec"),
         (json.dumps(result(KEYS[1], tallies={})), "its tallies are , not rec"),
@@ -139,18 +145,37 @@ def test_a_file_with_a_bad_line_is_refused_as_a_whole(tmp_path, line, message):
 
 
 def test_results_of_other_questions_than_those_here_are_refused(tmp_path):
-    other = {"rec": {**TALLY, "counts": [[1], [3]]}}
+    other = {"rec": {**TALLY, "counts": [[2], [1]]}}
     source = packed(tmp_path / "a.xz", result(KEYS[0], tallies=other))
     with pytest.raises(ValueError, match=r"a\.xz, line 1: tallies\.rec is about other images or questions"):
         taken(source, KEYS, places_with(tmp_path / "there", result(KEYS[1])))
 
 
+@pytest.mark.parametrize(("name", "most"), [("caption", 10), ("reg.refcocog-test", 10), ("vqa", 1)])
+def test_marks_are_at_most_the_highest_of_their_task(name, most):
+    """Of several sets the score is the mean, of CIDEr times 100."""
+    said = {"images": ["a.png"], "groups": ["one", "other"], "counts": [[2, 1]]}
+    for high, low in ((most, most / 2), (most + 0.01, 1.0)):
+        whole = {"metric": "m", "rule": "r", "value": 50.0 * (high + low), "n": 3, "unparsable": 0}
+        tallies = {name: {**said, "sums": [[2.0 * high, low]]}}
+        line = json.dumps(result(KEYS[0], scores={name: whole}, tallies=tallies))
+        if high == most:
+            checked(line, "here")
+            continue
+        with pytest.raises(ValueError, match=f"here: tallies.{name} must have .* sums of marks from 0 to {most}$"):
+            checked(line, "here")
+
+
+def test_the_results_in_the_docs_are_possible():
+    lines = lzma.decompress(SHIPPED.read_bytes()).decode().splitlines()
+    assert len({checked(line, "here")["key"] for line in lines}) == len(lines)
+
+
 @pytest.mark.slow
 def test_the_results_in_the_docs_are_those_of_the_shipped_scale(tmp_path):
     wanted = asked(["all"], scale="micro", out=tmp_path, seeds=None, data=None)
-    source = Path(__file__).parents[1] / "docs" / "results" / "micro.runs.jsonl.xz"
-    told, done = take(wanted, source)
-    assert told == done == len(lzma.decompress(source.read_bytes()).splitlines())
+    told, done = take(wanted, SHIPPED)
+    assert told == done == len(lzma.decompress(SHIPPED.read_bytes()).splitlines())
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path):

@@ -17,7 +17,7 @@ from ..evaluate.receipts import write_json
 from ..model.storage import writing
 from .checks import checked, same_questions
 from .results import read_results
-from .runs import Places
+from .runs import Places, note_failed
 
 LINE = 8 << 20
 """Bytes of one result at most; one of five tasks on 300 images has 90,000."""
@@ -79,6 +79,7 @@ def keep(found: dict[str, str], source: Path, places: Places) -> None:
     for key, line in found.items():
         result = json.loads(line)
         write_json({**result, "from": result.get("from", source.name)}, places.result(key))
+    note_failed(places)
 
 
 def _lines(source: Path) -> Iterator[str]:

@@ -9,6 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from .tallies import Tally
+
 KEY = re.compile(r"[0-9a-f]{16}")
 IMAGES = 100_000
 """Of a task at most: the bootstrap draws from them all at once."""
@@ -24,6 +26,12 @@ ENCODER = re.compile(r"[\w+. -]{1,80}")
 """How an encoder may be called: charts draw what is between dollar signs as mathematics."""
 FIGURE = re.compile(r"[\w-]{1,40}(\.[\w.+-]{1,60})?( [\w-]{1,40})?")
 """A task, a set of one, or a reading of either."""
+TOP = {"caption": 10, "reg": 10}
+"""The highest mark of one question where it is not 1: CIDEr's."""
+ROUNDED = 1e-5
+"""By how much a sum of marks may be too high, having been rounded."""
+AGREE = 0.01
+"""Points by which a tally and the score of its name may differ."""
 ALIGNMENT = {"gradient_norm", "spread", "rank"}
 
 
@@ -76,6 +84,13 @@ def _fault(result: Mapping[str, Any]) -> str:
     for task, said in result["tallies"].items():
         if not _is_tally(said):
             return f"tallies.{_short(task)} must have sums and counts of every image and group"
+        top = TOP.get(re.split(r"[. ]", task)[0], 1)
+        tally = Tally.from_json(said)
+        if (tally.counts % 1).any() or (tally.sums < 0).any() or (tally.sums > top * tally.counts + ROUNDED).any():
+            return f"tallies.{_short(task)} must have whole counts, and sums of marks from 0 to {top}"
+        score = result["scores"].get(task, {"value": tally.value()})["value"]
+        if abs(tally.value() - score) > AGREE:
+            return f"tallies.{_short(task)} is {tally.value():.2f} and must be scores.{_short(task)}.value, {score:.2f}"
     for row in result["losses"]:
         whole = isinstance(row, list) and len(row) == 3 and isinstance(row[0], str)
         if not (whole and all(map(_number, row[1:]))):

@@ -6,11 +6,15 @@ Each executor is told how many processes a run is, and gives it as many GPUs whe
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+
+RAISED = re.compile(r'^ +File ".*\n(?: .*\n)*(\S.*)', re.MULTILINE)
+"""The line after a trace: what was raised."""
 
 
 class Job(Protocol):
@@ -18,6 +22,10 @@ class Job(Protocol):
 
     def exit_code(self) -> int | None:
         """None while it goes on; 0 when it went well."""
+        ...
+
+    def reason(self) -> str:
+        """Why the scheduler says that it failed, in one line; empty where it says nothing."""
         ...
 
     def cancel(self) -> None:
@@ -69,6 +77,9 @@ class LocalJob:
     def exit_code(self) -> int | None:
         return self.process.poll()
 
+    def reason(self) -> str:
+        return ""
+
     def cancel(self) -> None:
         if self.process.poll() is None:
             self.process.terminate()
@@ -105,13 +116,16 @@ class Local:
 
 class SubmititJob:
     def __init__(self, job: Any) -> None:
-        self.job = job
+        self.job, self.error = job, None
 
     def exit_code(self) -> int | None:
         if not self.job.done():
             return None
-        error = self.job.exception()
-        return 1 if error is not None else int(self.job.result())
+        self.error = self.job.exception()
+        return 1 if self.error is not None else int(self.job.result())
+
+    def reason(self) -> str:
+        return in_one_line(self.error)
 
     def cancel(self) -> None:
         if not self.job.done():
@@ -146,7 +160,7 @@ class Submitit:
 
 class RayJob:
     def __init__(self, ray: Any, reference: Any) -> None:
-        self.ray, self.reference = ray, reference
+        self.ray, self.reference, self.error = ray, reference, None
 
     def exit_code(self) -> int | None:
         ready, _ = self.ray.wait([self.reference], timeout=0)
@@ -154,8 +168,12 @@ class RayJob:
             return None
         try:
             return int(self.ray.get(self.reference))
-        except self.ray.exceptions.RayError:
+        except self.ray.exceptions.RayError as error:
+            self.error = error
             return 1
+
+    def reason(self) -> str:
+        return in_one_line(self.error)
 
     def cancel(self) -> None:
         self.ray.cancel(self.reference, force=True)
@@ -184,6 +202,12 @@ class Ray:
 
 EXECUTORS: dict[str, Callable[..., Executor]] = {"local": Local, "submitit": Submitit, "ray": Ray}
 """By name: (the study's folder, processes of a run) -> an executor."""
+
+
+def in_one_line(error: BaseException | None) -> str:
+    """What an error says first, or where that is a trace, what was raised; nothing without one."""
+    text = "" if error is None else str(error) or type(error).__name__
+    return " ".join(" ".join(RAISED.findall(text)[-1:] or text.splitlines()[:2]).split())
 
 
 def _enough(there: int, processes: int, whose: str) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -47,7 +47,8 @@ class Run:
 
 @dataclass(frozen=True)
 class Places:
-    """Where a study keeps what it makes: jobs/KEY.yaml, runs/KEY/, results/KEY.json, logs/KEY.txt, features/, figures/."""
+    """Where a study keeps what it makes: jobs/KEY.yaml, runs/KEY/, results/KEY.json, logs/KEY.txt, features/, figures/,
+    failed.json."""
 
     root: Path
 
@@ -55,6 +56,10 @@ class Places:
     def figures(self) -> Path:
         """Pictures that are drawn once."""
         return self.root / "figures"
+
+    @property
+    def failures(self) -> Path:
+        return self.root / "failed.json"
 
     def job(self, key: str) -> Path:
         return self.root / "jobs" / f"{key}.yaml"
@@ -232,6 +237,33 @@ def _places_of(job: Path) -> tuple[str, str | None] | None:
     return None if recipe is None else (recipe.data.root, recipe.train.features)
 
 
+def seconds_of(places: Places, keys: Iterable[str]) -> list[float]:
+    """What each of these runs that is done took, by its result. Raises ValueError for a broken one."""
+    return [sum(_json(places.result(key))["seconds"].values()) for key in keys if places.done(key)]
+
+
+def failed(places: Places) -> dict[str, dict[str, Any]]:
+    """Of each run that failed and is not done yet, by its key: row, seed and reason."""
+    said = _json(places.failures) if places.failures.is_file() else {}
+    return {key: about for key, about in said.items() if not places.done(key)}
+
+
+def note_failed(places: Places, *new: tuple[Run, str]) -> None:
+    """failed.json with these runs and their reasons, and without those that are done. A disk that is full keeps the old one:
+    what goes on may still end."""
+    about = {run.key: {"row": run.row.name, "seed": run.seed, "reason": reason} for run, reason in new}
+    if about or places.failures.is_file():
+        with suppress(OSError):
+            write_json({**failed(places), **about}, places.failures)
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise ValueError(f"{path} is no JSON ({error.msg}); remove it and run the study again") from error
+
+
 def write_grid(places: Places, runs: Iterable[Run], facts: dict[str, Any]) -> None:
     """grid.json: what the study at this folder is made of; the report is drawn from it."""
     rows: dict[str, Any] = {}
@@ -242,10 +274,3 @@ def write_grid(places: Places, runs: Iterable[Run], facts: dict[str, Any]) -> No
         )
         row["runs"][str(run.seed)] = run.key
     write_json({**facts, "rows": rows}, places.root / "grid.json")
-
-
-def failed(places: Places) -> dict[str, dict[str, Any]]:
-    """Key -> row, seed and reason of the runs that failed and are not done since, from failed.json; empty without it."""
-    path = places.root / "failed.json"
-    told = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    return {key: one for key, one in told.items() if not places.done(key)}

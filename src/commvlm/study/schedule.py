@@ -15,18 +15,20 @@ from typing import Any
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-from ..model.storage import SAID
+from ..model.storage import SAID, writing
 from ..train.recipe import Recipe
-from .executors import Executor, Job
-from .runs import Places, Run
+from .executors import Executor, Job, in_one_line
+from .runs import Places, Run, note_failed, seconds_of
 
 POLL = 0.5
 """Seconds between two looks at what the runs have written."""
+REFUSED = 3
+"""Runs in a row that the executor would not start, after which no other is tried."""
 
 
 @dataclass(frozen=True)
 class Failure:
-    """run, and the last line that it said."""
+    """run, and the last line that it said, with what the executor says of its end."""
 
     run: Run
     reason: str
@@ -34,9 +36,11 @@ class Failure:
 
 @dataclass
 class _Active:
+    """said: bytes that earlier attempts left in the run's log."""
+
     run: Run
     job: Job
-    began: float
+    said: int
 
 
 @contextmanager
@@ -61,8 +65,9 @@ def go_over(
     runs: Sequence[Run], places: Places, executor: Executor, *, jobs: int, command: Callable[[str], Sequence[str]],
     console: Console,
 ) -> list[Failure]:  # fmt: skip
-    """Executes what has no result yet, at most `jobs` at once; returns those that failed. Runs of one key are one. After one
-    that found the disk full no other is started.
+    """Executes what has no result yet, at most `jobs` at once; returns those that failed, and keeps them in failed.json. Runs
+    of one key are one. After one that found the disk full, or `REFUSED` in a row that could not be started, no other is
+    started.
 
     command: a run's key -> what makes its result. What is still going on when this is interrupted is ended.
     """
@@ -70,33 +75,52 @@ def go_over(
     waiting = [run for run in every.values() if not places.done(run.key)]
     failed: list[Failure] = []
     active: list[_Active] = []
-    clock = _Clock(len(waiting), jobs)
+    took, jobs = seconds_of(places, every), min(jobs, max(len(waiting), 1))
+    refused = 0
     with _bar(console) as progress:
         bar = progress.add_task("", total=len(every), completed=len(every) - len(waiting), left="", now="")
+
+        def fail(run: Run, reason: str) -> None:
+            failed.append(Failure(run, reason))
+            note_failed(places, (run, reason))
+            console.print(f"failed: {run.name}: {reason}", style="red", highlight=False, markup=False)
+            why = SAID if SAID in reason else f"{REFUSED} in a row could not be started" if refused == REFUSED else ""
+            if why and waiting:
+                console.print(f"{why}: {len(waiting)} runs are not started", style="red", highlight=False)
+                waiting.clear()
+
         try:
             while waiting or active:
                 while waiting and len(active) < jobs:
                     run = waiting.pop(0)
-                    job = executor.submit(command(run.key), places.log(run.key))
-                    active.append(_Active(run, job, time.monotonic()))
+                    log = places.log(run.key)
+                    said = log.stat().st_size if log.exists() else 0
+                    try:
+                        with writing(places.root):
+                            job = executor.submit(command(run.key), log)
+                    except Exception as error:  # whatever a cluster's client raises
+                        refused += 1
+                        fail(run, f"it could not be started: {in_one_line(error)}")
+                        progress.advance(bar)
+                    else:
+                        refused = 0
+                        active.append(_Active(run, job, said))
                 time.sleep(POLL)
                 for one in list(active):
                     code = one.job.exit_code()
                     if code is None:
                         continue
                     active.remove(one)
-                    clock.took(time.monotonic() - one.began)
-                    if not places.done(one.run.key):
-                        failed.append(Failure(one.run, _last_line(places.log(one.run.key), code)))
-                        said = f"failed: {one.run.name}: {failed[-1].reason}"
-                        console.print(said, style="red", highlight=False, markup=False)
-                        if SAID in failed[-1].reason and waiting:
-                            console.print(f"{SAID}: {len(waiting)} runs are not started", style="red", highlight=False)
-                            waiting.clear()
+                    if places.done(one.run.key):
+                        took += seconds_of(places, [one.run.key])
+                        note_failed(places)
+                    else:
+                        fail(one.run, _reason(one, places.log(one.run.key), code))
                     progress.advance(bar)
                 shares = [share_done(places.run(one.run.key), one.run.recipe) for one in active]
                 names = ", ".join(f"{one.run.name} {share:.0%}" for one, share in zip(active, shares, strict=True))
-                progress.update(bar, left=clock.left(len(waiting), shares), now=names)
+                left = time_left(took, len(waiting) + sum(1 - share for share in shares), jobs)
+                progress.update(bar, left=left, now=names)
         finally:
             for one in active:
                 one.job.cancel()
@@ -111,22 +135,12 @@ def _bar(console: Console) -> Progress:
     return Progress(*columns, console=console)
 
 
-class _Clock:
-    """How long what is left will take, from the runs that are done."""
-
-    def __init__(self, total: int, jobs: int) -> None:
-        self.jobs = min(jobs, max(total, 1))
-        self.seconds: list[float] = []
-
-    def took(self, seconds: float) -> None:
-        self.seconds.append(seconds)
-
-    def left(self, waiting: int, shares: Sequence[float]) -> str:
-        if not self.seconds:
-            return "time left unknown until a run is done"
-        runs = waiting + sum(1 - share for share in shares)
-        minutes = runs * sum(self.seconds) / len(self.seconds) / self.jobs / 60
-        return f"about {minutes / 60:.1f} h left" if minutes > 90 else f"about {minutes:.0f} min left"
+def time_left(took: Sequence[float], runs: float, jobs: int) -> str:
+    """Of so many runs, `jobs` at once. took: seconds of those that are done."""
+    if not took:
+        return "time left unknown until a run is done"
+    minutes = runs * sum(took) / len(took) / jobs / 60
+    return f"about {minutes / 60:.1f} h left" if minutes > 90 else f"about {minutes:.0f} min left"
 
 
 def share_done(folder: Path, recipe: Recipe) -> float:
@@ -152,7 +166,9 @@ def _last_row(log: Path) -> dict[str, Any] | None:
         return None
 
 
-def _last_line(log: Path, code: int) -> str:
-    lines = log.read_text(encoding="utf-8", errors="replace").splitlines() if log.exists() else []
-    last = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
-    return f"{last[-300:]} (exit code {code}; all of it in {log})"
+def _reason(one: _Active, log: Path, code: int) -> str:
+    """In one line: the last one that the run said, and the executor's own."""
+    said = log.read_bytes()[one.said :].decode("utf-8", errors="replace") if log.exists() else ""
+    last = next((line.strip() for line in reversed(said.splitlines()) if line.strip()), "")
+    told = "; ".join(part[-300:] for part in (last, one.job.reason()) if part) or "it said nothing"
+    return f"{told} (exit code {code}; all of it in {log})"

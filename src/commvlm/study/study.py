@@ -30,7 +30,7 @@ from .ready import have_checkpoints, have_stores
 from .report import write_report
 from .results import costs
 from .rows import Row
-from .runs import Places, Run, runs_of, write_grid, write_jobs
+from .runs import Places, Run, runs_of, seconds_of, write_grid, write_jobs
 from .schedule import Failure, go_over, locked
 from .settings import Scale, load_scale
 
@@ -67,7 +67,8 @@ def asked(
             )
     given = {"seeds": seeds, "processes": processes}
     found = replace(found, **{name: value for name, value in given.items() if value is not None})
-    return Asked(tuple(names), found, out or Path("runs/study") / found.name, data, gpu or Asked.gpu, tuple(only))
+    root = (out or Path("runs/study") / found.name).resolve()  # for workers that start in another folder
+    return Asked(tuple(names), found, root, data, gpu or Asked.gpu, tuple(only))
 
 
 def planned(asked: Asked) -> tuple[list[Row], list[Run]]:
@@ -210,12 +211,11 @@ def grid_table(asked: Asked, runs: Sequence[Run], console: Console) -> str:
     """What would be run, what is done already, and what the rest costs: counted, or from the runs that are done."""
     places, rows = Places(asked.root), list(dict.fromkeys(run.row.name for run in runs))
     keys = {run.key for run in runs}
-    results = [json.loads(places.result(key).read_text(encoding="utf-8")) for key in keys if places.done(key)]
-    counted = f"{len(rows)} rows, {len(keys)} runs, {len(results)} of them done"
+    took = seconds_of(places, keys)
+    counted = f"{len(rows)} rows, {len(keys)} runs, {len(took)} of them done"
     if asked.scale.world is None and runs:
         return f"{priced(asked, runs, load_of(runs, asked, console), console)}\n{counted}"
-    if results:
-        each = sum(sum(result["seconds"].values()) for result in results) / len(results)
-        left = len(keys) - len(results)
-        counted += f"; {each:.0f} s a run, so {each * left / 3600:.1f} core-hours are left"
+    if took:
+        each = sum(took) / len(took)
+        counted += f"; {each:.0f} s a run, so {each * (len(keys) - len(took)) / 3600:.1f} core-hours are left"
     return "\n".join([*rows, counted])
