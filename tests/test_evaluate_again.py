@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from PIL import Image
 
 from commvlm.data.example import BOXES, Example, Turn
 from commvlm.evaluate.predictions import partial_path, read_predictions
-from commvlm.evaluate.run import predict, score
+from commvlm.evaluate.run import _made_alike, predict, score
+from commvlm.evaluate.shards import Shard
 
 MADE = {"model": "a", "images": "given", "knock_out": ""}
 
@@ -97,3 +100,17 @@ def test_scores_and_images_of_a_saved_model_are_no_part_of_it(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         Path(tmp_path / name).write_text("[]")
     assert fingerprint(tmp_path, _model_files(tmp_path)) == before
+
+
+def test_ranks_may_note_the_maker_at_once(tmp_path):
+    def rank(number: int, path: Path, ready: Barrier) -> None:
+        ready.wait()
+        _made_alike(path, MADE, begun=False, shard=Shard(number, 4))
+
+    with ThreadPoolExecutor(4) as pool:
+        for k in range(50):
+            (tmp_path / str(k)).mkdir()
+            ready = Barrier(4)
+            for done in [pool.submit(rank, n, tmp_path / str(k) / "p.jsonl", ready) for n in range(4)]:
+                done.result()
+            assert [p.name for p in (tmp_path / str(k)).iterdir()] == ["p.made.json"]

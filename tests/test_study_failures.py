@@ -166,7 +166,7 @@ def test_a_failure_is_remembered_until_its_run_is_done(few, tmp_path):
     places, lost = Places(tmp_path), Engine(lambda command, log: submitit_job(Broken("lost")))
     assert failures(places) == {}
     go_over(few[:2], places, lost, jobs=2, command=lambda key: [key], console=QUIET)
-    reason = f"lost (exit code 1; all of it in {places.log(few[0].key)})"
+    reason = f"lost (exit code 1; all of it in logs/{few[0].key}.txt)"
     assert failures(places)[few[0].key] == {"row": few[0].row.name, "seed": 0, "reason": reason}
     assert set(failures(places)) == {run.key for run in few[:2]}
     go_over(few[:1], places, Engine(finished(tmp_path)), jobs=1, command=lambda key: [key], console=QUIET)

@@ -16,7 +16,6 @@ from commvlm.data.example import Box, Example
 from commvlm.data.images import FORMATS
 
 from .predictions import append_records, drop_torn_line, read_predictions, read_unfinished
-from .receipts import write_json
 from .shards import ALONE, Shard, gather, move_aside, shard_path, shard_paths
 from .tasks import Record, Score, task_named
 from .tasks.task import NO_FACTS, Facts, Size
@@ -59,7 +58,7 @@ def predict(
     path.parent.mkdir(parents=True, exist_ok=True)
     done = _already_there(path, asked)
     if made is not None:
-        _made_alike(path, made, begun=bool(done))
+        _made_alike(path, made, begun=bool(done), shard=shard)
     mine = _of_rank(asked, shard)
     todo = [example for key, example in mine.items() if key not in done]
     if path.exists() and not any(key not in done for key in asked):
@@ -144,11 +143,13 @@ def _already_there(path: Path, asked: Mapping[_Key, Example]) -> set[_Key]:
     return done
 
 
-def _made_alike(path: Path, made: Mapping[str, object], *, begun: bool) -> None:
+def _made_alike(path: Path, made: Mapping[str, object], *, begun: bool, shard: Shard) -> None:
     """Notes what the answers are made by; of answers that have begun, raises ValueError where they were made otherwise."""
     note = path.with_suffix(MADE)
     if not begun:
-        write_json(made, note)
+        part = note.with_name(f"{note.name}.tmp-{shard.rank}")  # every rank writes the same
+        part.write_text(json.dumps(made, indent=1) + "\n", encoding="utf-8")
+        os.replace(part, note)
     elif note.is_file():  # answers of before there were notes have none
         was = json.loads(note.read_text(encoding="utf-8"))
         odd = next((name for name in {**was, **made} if was.get(name) != made.get(name)), None)

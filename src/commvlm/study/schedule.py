@@ -82,7 +82,7 @@ def go_over(
 
         def fail(run: Run, reason: str) -> None:
             failed.append(Failure(run, reason))
-            note_failed(places, (run, reason))
+            note_failed(places, (run, reason.replace(f"{places.root}/", "")))  # the folder may be read elsewhere
             console.print(f"failed: {run.name}: {reason}", style="red", highlight=False, markup=False)
             why = SAID if SAID in reason else f"{REFUSED} in a row could not be started" if refused == REFUSED else ""
             if why and waiting:
