@@ -21,6 +21,8 @@ help: ## list the commands
 setup: $(READY) ## make .venv with the package and its development tools
 
 $(READY): pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "$(PYTHON) is older than 3.11: name another one, such as make PYTHON=python3.12"; exit 1; }
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 ifdef UV
 	UV_FIND_LINKS="$(PIP_FIND_LINKS)" VIRTUAL_ENV=.venv uv pip install "$(TORCH)"

@@ -125,7 +125,7 @@ def test_a_source_that_cannot_be_read_does_not_hide_the_others(root, tmp_path, c
         str(tmp_path / "out"),
         "--json",
     ]
-    assert main(command) == 0
+    assert main(command) == 2
     lost, found, _ = json.loads(capsys.readouterr().out)
     assert "there is no such annotation file" in lost["error"]
     assert lost["files"]["annotations"][1] is None

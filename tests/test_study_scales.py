@@ -174,3 +174,12 @@ def test_table_7_has_the_layers_that_a_scale_names():
     assert names[-4:] == ["mae 20", "mae 22", "deit 20", "deit 22"]
     names = [row.name for row in EXPERIMENTS["table-7"].rows(replace(scale, others=None))]
     assert names[-4:] == ["mae 22", "mae 24", "deit 22", "deit 24"]
+
+
+def test_a_recipe_beside_its_scale_is_found_from_anywhere(tmp_path, monkeypatch):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "mine.yaml").write_text("extends: micro\nname: mine\n")
+    text = shipped_scales()["micro"].read_text()
+    (tmp_path / "own" / "scale.yaml").write_text(text.replace("recipe: micro", "recipe: mine.yaml"))
+    monkeypatch.chdir(tmp_path)
+    assert load_scale("own/scale.yaml").base.name == "mine"

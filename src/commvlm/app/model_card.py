@@ -83,7 +83,8 @@ question = [
 print(ask(text=[{{"role": "user", "content": question}}], max_new_tokens=64, return_full_text=False))
 ```
 
-With `pip install commvlm`: `commvlm chat FOLDER --image photo.jpg`, `commvlm serve FOLDER`, `commvlm evaluate FOLDER`."""
+With commvlm installed from its repository: `commvlm chat FOLDER --image photo.jpg`, `commvlm serve FOLDER`,
+`commvlm evaluate FOLDER --recipe RECIPE --data.root DATA`."""
 
 
 def _parts(model: CommForConditionalGeneration) -> str:

@@ -48,7 +48,7 @@ def add_data(commands: argparse._SubParsersAction) -> None:
     download.add_argument("--json", action="store_true", help="the list as JSON on stdout")
 
 
-def _check(options: argparse.Namespace) -> None:
+def _check(options: argparse.Namespace) -> int:
     recipe = recipe_of(options)
     from ..app.datacheck import print_check, write_check
     from ..train.checking import check_recipe
@@ -58,9 +58,10 @@ def _check(options: argparse.Namespace) -> None:
     checks = [item.check for item in found]
     if options.json:
         print(json.dumps([check.as_json() for check in checks], indent=1, ensure_ascii=False))
-        return
-    print_check(checks)
-    print(f"the page is {page}")
+    else:
+        print_check(checks)
+        print(f"the page is {page}")
+    return 2 if any(check.error for check in checks) else 0
 
 
 def _prepare(options: argparse.Namespace) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
 from functools import cached_property
 from importlib import resources
@@ -105,8 +105,6 @@ class Scale:
 
     def model(self, *encoders: Encoder, **changes: Any) -> Model:
         """The base recipe's model with these encoders in place of its own."""
-        from dataclasses import replace
-
         return replace(self.base.model, encoders=list(encoders), **changes)
 
 
@@ -133,7 +131,8 @@ def load_scale(name: str) -> Scale:
     check_keys(content, Scale, where=path.name)
     scale = filled(content, Scale, where=path.name)
     _check(scale, path.name)
-    return scale
+    beside = path.parent / scale.recipe  # as `extends` has it
+    return replace(scale, recipe=str(beside)) if beside.is_file() else scale
 
 
 def _check(scale: Scale, where: str) -> None:
