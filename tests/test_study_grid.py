@@ -22,6 +22,7 @@ from commvlm.study.settings import shipped_scales
 from commvlm.study.study import Asked, planned, remember
 from commvlm.study.worker import earlier_seconds
 from commvlm.study.worker import main as worker
+from commvlm.train.recipe import load_recipe
 
 QUIET = Console(file=io.StringIO())
 
@@ -174,6 +175,28 @@ def test_what_changes_an_answer_changes_the_key(scale, world):
     keys = [runs_of(replace(one, seeds=1), rows, data=str(world))[0].key for one in scales]
     assert keys[0] == keys[2]  # exact features are the encoders' own
     assert len(set(keys)) == 3
+
+
+def test_what_is_written_beside_a_result_is_no_part_of_its_key(scale, world, tmp_path):
+    """Nor is a place; the weights that a run starts from are."""
+    rows = rows_of(scale, ["figure-2"])[:1]
+
+    def of(**options):
+        one = replace(scale, seeds=1, options={**scale.options, **{f"train.{k}": v for k, v in options.items()}})
+        return runs_of(one, rows, data=str(world))[0]
+
+    plain, rarely = of(), of(save_every=7, keep=1, report_to=["tensorboard"])
+    assert rarely.key == plain.key != of(log_every=5).key  # what is logged is a part of the result
+    places = Places(tmp_path / "study")
+    for run in (plain, rarely):
+        write_jobs(places, [run])
+        assert load_recipe(places.job(run.key)).train.save_every == run.recipe.train.save_every
+    for name, content in {"a": b"1", "b": b"2", "c": b"1"}.items():
+        (tmp_path / name / "model").mkdir(parents=True)
+        (tmp_path / name / "model" / "model.safetensors").write_bytes(content)
+    a, b, c = (of(start=str(tmp_path / name)).key for name in "abc")
+    assert a == c
+    assert len({plain.key, a, b}) == 3
 
 
 def test_a_full_disk_ends_the_grid_and_is_told(few, tmp_path):

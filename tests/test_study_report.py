@@ -115,7 +115,9 @@ def test_two_figures_of_one_comparison_are_counted_apart():
 
 def test_every_finding_is_on_the_page_and_says_what_trains_its_rows(tmp_path):
     page = page_of(tmp_path, {"clip 4": {"0": "k"}, "clip 8": {"0": "l"}}, done="kl")
-    assert [f"<h3>{name}. " in page for name in F] == [True] * len(F)
+    assert [f"<h3>{name}. " in page for name in F if name[1:]] == [True] * 5
+    assert "<h3>Controls: " in page
+    assert "the paper has not" not in page  # micro has no such encoder
     assert "1 of 3 claims have their rows: 1 undecided; by REC&#39;s mean IoU, 1 undecided." in page
     for experiments in ("figure-2", "table-1 table-6 controls", "table-1 figure-3", "table-7 figure-2", "table-1"):
         assert f"<code>commvlm study {experiments} --scale micro --seeds 1" in page
@@ -194,9 +196,14 @@ def test_costs_are_told_with_how_they_were_measured(tmp_path):
     }
 
 
-def test_the_device_of_a_measurement_is_kept(scale, tmp_path):
-    row = single(scale, scale.encoders[0], 2)
-    assert costs({"clip 2": row}, tmp_path / "costs.json", runs=1)["clip 2"]["measured"]["device"] in ("cpu", "cuda")
+def test_a_measurement_says_where_and_is_taken_in_the_precision_of_the_runs(scale, tmp_path):
+    rows, of = {"clip 2": single(scale, scale.encoders[0], 2)}, {}
+    for precision, runs in (("bf16", 1), ("fp32", 1), ("fp32", 1), ("bf16", 0)):
+        (cost,) = costs(rows, tmp_path / "costs.json", runs=runs, precision=precision).values()
+        assert cost["measured"]["device"] in ("cpu", "cuda")
+        of.setdefault(cost["measured"]["dtype"], []).append(cost)
+    assert [len(of["bf16"]), len(of["fp32"])] == [1, 3]  # measured anew for another precision, not for a report
+    assert of["fp32"][0] == of["fp32"][1] == of["fp32"][2]  # once
 
 
 def test_the_papers_mme_is_told_with_how_to_get_ours(scale):

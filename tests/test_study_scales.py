@@ -9,13 +9,15 @@ from pathlib import Path
 
 import pytest
 import yaml
+from transformers import Dinov2Config
 
 from commvlm.microworld.writer import write_world
 from commvlm.model.checkpoints import find_checkpoint, published_facts
 from commvlm.model.spec import build_config
+from commvlm.study.claims import claims_of
 from commvlm.study.controls import scaled
 from commvlm.study.experiments import EXPERIMENTS, experiments_named, rows_of
-from commvlm.study.rows import Row, encoder
+from commvlm.study.rows import Row, encoder, layers_for
 from commvlm.study.runs import runs_of, weights_hash
 from commvlm.study.settings import Scale, load_scale, shipped_scales
 from commvlm.study.study import asked
@@ -98,6 +100,29 @@ def test_an_encoder_more_is_one_line_and_shows_in_every_sweep(tmp_path):
     assert {"third last", "third mean half", "third mean all", "third lln-layerscale all"} <= names["figure-3"]
     assert {"third 6", "third 8"} <= names["table-7"]
     assert not any(name.startswith("deit") for name in names["figure-3"])  # its line says merges: false
+    claims = [claim for claim in claims_of(scale) if claim.finding == "E"]
+    assert {claim.task for claim in claims} == {*said.get("tasks", scale.tasks), "rec mean_iou"}
+    assert {frozenset(claim.terms) for claim in claims} == {frozenset({"third 8", f"{one} last"}) for one in scale.pair}
+    assert not any(claim.finding == "E" for claim in claims_of(load_scale("micro")))
+
+
+def test_an_encoder_of_another_depth_is_read_at_the_same_share_of_it(tmp_path):
+    """12 blocks as DINOv2's small one has, 40 as its giant, where the scale's layers are those of a CLIP of 24."""
+    said = yaml.safe_load(shipped_scales()["analysis"].read_text())
+    for name, depth in (("small", 12), ("giant", 40)):
+        Dinov2Config(num_hidden_layers=depth).save_pretrained(tmp_path / name)
+        said["encoders"].append({"name": name, "checkpoint": str(tmp_path / name), "image_size": 336})
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(said))
+    scale = load_scale(str(tmp_path / "mine.yaml"))
+    layers = lambda name: layers_for(scale, scale.encoder(name), [4, 8, 12, 16, 18, 20, 22, 24])  # noqa: E731
+    assert layers("clip") == layers("mae") == [4, 8, 12, 16, 18, 20, 22, 24]
+    assert layers("small") == [2, 4, 6, 8, 9, 10, 11, 12]
+    assert layers("giant") == [7, 13, 20, 27, 30, 33, 37, 40]
+    rows = {row.name: row for row in rows_of(scale, ["figure-2", "table-7"])}
+    for name, depth in (("small", 12), ("giant", 40)):
+        build_config(**model_settings(rows[f"{name} {depth}"].model))
+    assert {"small 10", "small 11", "giant 33", "giant 37", "mae 20", "mae 22"} <= set(rows)
+    assert {"small 11", "giant 37"} <= {name for claim in claims_of(scale) for name in claim.terms}
 
 
 def test_the_scale_of_the_docs_is_one(tmp_path):

@@ -91,6 +91,12 @@ def text_half(checkpoint: Checkpoint) -> PreTrainedConfig:
     return config
 
 
+def depth_of(checkpoint: str) -> int:
+    """Blocks of an encoder. Raises CheckpointError for a checkpoint that there is not, ValueError for one of another kind."""
+    whole = vision_half(find_checkpoint(checkpoint).config)
+    return family_of(whole).depth(whole)
+
+
 def vision_config(encoders: Sequence[EncoderSpec], *, fuse: Any, reduce: Any, language_width: int) -> CommVisionConfig:
     """The visual half alone. language_width: what `out: language-model` of an align stands for."""
     branches, configs = [], {}

@@ -9,7 +9,7 @@ from typing import Literal
 from ..evaluate.tasks.rec import MEAN_IOU
 from . import controls as c
 from .experiments import aligned
-from .rows import comm, merged_name, mfm, pair, single_name
+from .rows import comm, layers_for, merged_name, mfm, pair, single_name
 from .settings import Scale, StudyEncoder
 from .statistics import Estimate, difference, holm, seeds_of, usual_variance
 
@@ -24,11 +24,15 @@ F = {
     "F3": "Merging all levels beats one level; LLN-Layerscale merges best; shallow levels help CLIP and hurt the other",
     "F4": "MAE: fair at REC, weak at POPE; DeiT: weak everywhere, worst at REC",
     "F5": "Both encoders, both merged (COMM), are best overall",
+    "E": "Encoders that the paper has not: at their deepest layer of Table 7, beside one deep layer of the pair's",
     "C": "Controls: what else could explain it",
 }
-"""Findings of the paper (F1-F5), in short."""
+"""Findings of the paper (F1-F5), in short, and what is held against them."""
+TABLE_7 = ("mae", "deit")
+"""The paper's encoders beside the pair, as scales call them."""
 COMMANDS = {
     "F1": "figure-2", "F2": "table-1 table-6 controls", "F3": "table-1 figure-3", "F4": "table-7 figure-2", "F5": "table-1",
+    "E": "table-7 table-1",
     "C": "controls figure-2",
 }  # fmt: skip
 """Finding -> the experiments that have its rows."""
@@ -138,7 +142,7 @@ def claims_of(scale: Scale) -> list[Claim]:
     """Every claim that the scale's rows can speak to, on each of its sets of a task where it scores sets."""
     first, second = pair(scale)
     found: list[Claim] = []
-    for make in (_layers, _alignment, _merges, _objectives, _joined, _controls):
+    for make in (_layers, _alignment, _merges, _objectives, _joined, _others, _controls):
         found += make(scale, first, second)
     absent = _left_out(scale, first, second)
     return [
@@ -227,27 +231,43 @@ def _merges(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list[Cla
             says = f"{given.name}: LLN-Layerscale above {merge}, all layers"
             found += _against("F3", says, ["rec", "pope"], best, merged_name(given, merge, "all"))
     means = [[merged_name(given, "mean", layers) for layers in ("all", given.deep)] for given in (first, second)]
-    says = f"{first.name}: Mean(all) above Mean(half): shallow levels help"
+    says = f"{first.name}: Mean(all) above Mean({first.deep}): shallow levels help"
     found += _against("F3", says, ["rec"], means[0][0], means[0][1])
-    says = f"{second.name}: Mean(all) below Mean(half)"
+    says = f"{second.name}: Mean(all) below Mean({second.deep})"
     return found + _against("F3", says, ["rec", "pope"], means[1][0], means[1][1], "less")
 
 
 def _objectives(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list[Claim]:
-    top = max(scale.deepest)
-    names = {given.name: single_name(given, top) for given in scale.encoders}
+    mae, deit = (_deepest(scale, given) for given in TABLE_7)
     found = []
-    if "mae" in names:
-        found += _against(
-            "F4", f"mae {top} below {first.name} merged", ["pope"], names["mae"], mfm(scale, first).name, "less"
-        )
-    if {"mae", "deit"} <= set(names):
-        found += _against("F4", f"deit {top} below mae {top}", ["rec"], names["deit"], names["mae"], "less")
-    if "deit" in names:
+    if mae:
+        found += _against("F4", f"{mae} below {first.name} merged", ["pope"], mae, mfm(scale, first).name, "less")
+    if mae and deit:
+        found += _against("F4", f"{deit} below {mae}", ["rec"], deit, mae, "less")
+    if deit:
         best = [mfm(scale, given) for given in (first, second)]
         for row in best:
-            found += _against("F4", f"deit {top} below {row.name}", ["rec", "pope"], names["deit"], row.name, "less")
+            found += _against("F4", f"{deit} below {row.name}", ["rec", "pope"], deit, row.name, "less")
     return found
+
+
+def _deepest(scale: Scale, name: str) -> str:
+    """An encoder's row at its deepest layer of Table 7, or nothing of one that the scale has not."""
+    given = next((one for one in scale.encoders if one.name == name), None)
+    return "" if given is None else single_name(given, layers_for(scale, given, scale.deepest)[-1])
+
+
+def _others(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list[Claim]:
+    tasks = list(dict.fromkeys(task.split(".")[0] for task in scale.tasks))
+    added = [one.name for one in scale.encoders if one.name not in (*scale.pair, *TABLE_7)]
+    return [
+        claim
+        for row in (_deepest(scale, name) for name in added)
+        for given in (first, second)
+        for claim in _against(
+            "E", f"{row} above {given.name}'s {given.one_layer}", tasks, row, single_name(given, given.last)
+        )
+    ]
 
 
 def _joined(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list[Claim]:

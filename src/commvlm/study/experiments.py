@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from difflib import get_close_matches
 
 from .controls import collapse, controls, peers
-from .rows import Row, comm, encoder, merged, mfm, pair, single
+from .rows import Row, comm, encoder, layers_for, merged, mfm, pair, single
 from .settings import Scale, StudyEncoder
 
 MERGES = ("mean", "layerscale", "lln-layerscale", "conv-layerscale")
@@ -27,7 +27,7 @@ class Experiment:
 
 def figure_2(scale: Scale) -> list[Row]:
     """Every encoder at every layer of the sweep, one layer at a time."""
-    return [single(scale, given, layer) for given in scale.encoders for layer in scale.layers]
+    return [single(scale, given, layer) for given in scale.encoders for layer in layers_for(scale, given, scale.layers)]
 
 
 def figure_3(scale: Scale) -> list[Row]:
@@ -76,7 +76,7 @@ def table_7(scale: Scale) -> list[Row]:
     return [
         mfm(scale, first),
         mfm(scale, second),
-        *(single(scale, given, layer) for given in others for layer in scale.deepest),
+        *(single(scale, given, layer) for given in others for layer in layers_for(scale, given, scale.deepest)),
     ]
 
 

@@ -41,7 +41,7 @@ def as_markdown(scale: Scale, results: Results, verdicts: Sequence[Verdict]) -> 
         own = [verdict for verdict in verdicts if verdict.claim.finding == name]
         if own:
             command = f"commvlm study {COMMANDS[name]} --scale {scale.name}"
-            parts.append(f"**{'' if name == 'C' else f'{name}. '}{title_of(name, scale)}** (`{command}`)\n")
+            parts.append(f"**{f'{name}. ' if name.startswith('F') else ''}{title_of(name, scale)}** (`{command}`)\n")
             parts.append(_claims(own))
     return "\n".join([*parts, "Every row that is done, mean over seeds:\n", _rows(results)])
 

@@ -160,13 +160,16 @@ def _environment() -> Environment:
 
 
 def _findings(claims: Sequence[Claim], verdicts: Sequence[Verdict], scale: Scale) -> list[dict[str, Any]]:
-    """Finding by finding: its verdicts, whether claims lack rows, and how many have them and what these come to, in words."""
+    """Finding by finding, of those that the scale's rows can speak to: its verdicts, whether claims lack rows, and how many
+    have them and what these come to, in words."""
     found = []
     for name in F:
         own = [v for v in verdicts if v.claim.finding == name]
         plain = [v for v in own if not is_reading(v.claim.task)]
         beside = _counted([v for v in own if is_reading(v.claim.task)])
         every = sum(c.finding == name and not is_reading(c.task) for c in claims)
+        if not every:
+            continue
         said = f"{len(plain)} of {every} claim{'s have their' if every > 1 else ' has its'} rows"
         said += f": {_counted(plain)}" if plain else ""
         said += f"; by REC's mean IoU, {beside}" if beside else ""

@@ -77,25 +77,29 @@ def _tallies(results: Results, name: str, task: str) -> dict[int, Tally]:
     return {s: Tally.from_json(r["tallies"][task]) for s, r in sorted(found.items()) if task in r["tallies"]}
 
 
-def costs(rows: Mapping[str, Row], cache: Path, *, runs: int) -> dict[str, dict[str, Any]]:
+def costs(rows: Mapping[str, Row], cache: Path, *, runs: int, precision: str = "bf16") -> dict[str, dict[str, Any]]:
     """Row -> parameters and FLOPs of its visual half, visual tokens, and with `runs` passes its seconds and peak bytes.
 
-    Counted and measured once, kept in `cache`: measurements of one study belong to one machine.
+    precision: of the passes. Counted and measured once, kept in `cache`: measurements of one study belong to one machine.
     """
     kept: dict[str, Any] = _json(cache, "") if cache.is_file() else {}
     for name, row in rows.items():
         of = hashlib.sha256(json.dumps(asdict(row.model), sort_keys=True).encode()).hexdigest()[:16]
-        if name in kept and kept[name].get("of") == of and (kept[name]["measured"] or not runs):
+        if name in kept and kept[name].get("of") == of and (not runs or _measured_in(precision, kept[name])):
             continue
-        kept[name] = {"of": of, **_cost(row, runs=runs)}
+        kept[name] = {"of": of, **_cost(row, runs=runs, precision=precision)}
         write_json(kept, cache)
     return {name: kept[name] for name in rows}
 
 
-def _cost(row: Row, *, runs: int) -> dict[str, Any]:
+def _measured_in(precision: str, cost: Mapping[str, Any]) -> bool:
+    return (cost["measured"] or {}).get("dtype") == precision
+
+
+def _cost(row: Row, *, runs: int, precision: str) -> dict[str, Any]:
     config = build_config(**model_settings(row.model))
     parts = inspect_visual_half(config)
-    taken = asdict(measure(config, runs=runs)) if runs else {}
+    taken = asdict(measure(config, runs=runs, dtype=precision)) if runs else {}
     kept = ("seconds", "peak_bytes", "threads", "dtype", "device")
     return {
         "tokens": config.num_image_tokens,

@@ -5,10 +5,12 @@ A name says what the row is, whichever experiment asks for it; so a row that sev
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..model.spec import depth_of
+from ..train.assemble import located
 from ..train.recipe import Encoder, Model
 from .settings import Scale, StudyEncoder
 
@@ -65,6 +67,19 @@ def pair(scale: Scale) -> tuple[StudyEncoder, StudyEncoder]:
     """COMM's two encoders, the text-supervised one first."""
     first, second = (scale.encoder(name) for name in scale.pair)
     return first, second
+
+
+def layers_for(scale: Scale, given: StudyEncoder, layers: Sequence[int]) -> list[int]:
+    """The scale's layers, the pair's first encoder's, in this one: at the same share of its depth, ascending.
+
+    An encoder whose depth cannot be read keeps them; what is wrong with it is told where its rows are built.
+    """
+    first, _ = pair(scale)
+    try:
+        whole, own = (depth_of(located(one.checkpoint)) for one in (first, given))
+    except ValueError:
+        return sorted(layers)
+    return sorted({max(1, round(layer * own / whole)) for layer in layers})
 
 
 def comm(scale: Scale, name: str = "COMM", *, pixels: Pixels = "given", **second_changes: Any) -> Row:

@@ -17,8 +17,8 @@ from ..evaluate.receipts import fingerprint, write_json
 from ..model.checkpoints import ask_hub
 from ..model.spec import build_config
 from ..model.storage import write_text
-from ..train.assemble import BOOKKEEPING, located, model_settings
-from ..train.recipe import Recipe, Source, as_yaml, load_recipe
+from ..train.assemble import BOOKKEEPING, located, model_folder, model_settings
+from ..train.recipe import Recipe, Source, Train, as_yaml, load_recipe
 from .rows import Row
 from .settings import Scale
 
@@ -27,6 +27,8 @@ FORMAT = 2
 LOSSY = ("bf16", "int8")
 PLACES = ("_name_or_path", "transformers_version")
 """Keys of a folder's config that say where it lies; a hub checkpoint's has others that tell nothing, `BOOKKEEPING`."""
+BESIDE = ("features", "save_every", "keep", "report_to")
+"""Of a recipe's training, what changes no result: where features lie, and what is written beside it."""
 ABOUT = ("card.json", "pretraining.json", "README.md")
 """Files beside a model's weights that say how it was made and how good it is, and change nothing."""
 
@@ -165,20 +167,22 @@ def weights_hash(checkpoint: str) -> str:
 
 
 def _key(recipe: Recipe, settled: str, scale: Scale) -> str:
-    """Of the settled model, all else that the recipe says, the files that it reads, what is asked, and how features are kept
-    where that loses something."""
+    """Of the settled model, all else that the recipe says and that a result may depend on, the files that it reads, the
+    weights that it starts from, what is asked, and how features are kept where that loses something."""
     bare = replace(
         recipe,
         name="",
         model=replace(recipe.model, encoders=[], language_model=""),
         data=replace(recipe.data, root="", workers=0),
-        train=replace(recipe.train, features=None),
+        train=replace(recipe.train, start="", **{name: getattr(Train(), name) for name in BESIDE}),
     )
+    start = Path(recipe.train.start)
+    started = [weights_hash(str(model_folder(start)))] if recipe.train.start else []
     sources = [*recipe.data.sources, *recipe.data.held_out, *recipe.evaluate.sources]
     files = sorted({path for source in sources for path in _paths(source, recipe.data.root)})
     read = [_file_hash(path, *_stamp(path)) for path in files]
     kept = scale.features if scale.features in LOSSY else "exact"
-    said = "\0".join([str(FORMAT), as_yaml(bare), settled, *sorted(scale.tasks), kept, *read])
+    said = "\0".join([str(FORMAT), as_yaml(bare), settled, *sorted(scale.tasks), kept, *read, *started])
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
@@ -215,12 +219,13 @@ def alone(lock: Path) -> Iterator[None]:
 
 def write_jobs(places: Places, runs: Iterable[Run]) -> None:
     """jobs/KEY.yaml of every run. Where one that is not done says another place of data or features, since the study was
-    moved, it is written anew, and what was begun there is begun again. Rows of one key are one run, however they are called.
+    moved, or another of `BESIDE`, it is written anew, and what was begun there is begun again. Rows of one key are one run,
+    however they are called.
 
     Raises ValueError where a process is still at work on what would be begun again.
     """
     for run in runs:
-        if places.done(run.key) or _places_of(places.job(run.key)) == (run.recipe.data.root, run.recipe.train.features):
+        if places.done(run.key) or _unkeyed(places.job(run.key)) == _beside(run.recipe):
             continue
         with alone(places.lock(run.key)):
             shutil.rmtree(places.run(run.key), ignore_errors=True)
@@ -228,13 +233,16 @@ def write_jobs(places: Places, runs: Iterable[Run]) -> None:
             write_text(places.job(run.key), as_yaml(run.recipe))
 
 
-def _places_of(job: Path) -> tuple[str, str | None] | None:
-    """Where a job's data and features lie, all else that it says being in its key; None for none, or a broken one."""
+def _unkeyed(job: Path) -> list[Any] | None:
+    """What a job says that is not in its key; None for none, or a broken one."""
     try:
-        recipe = load_recipe(job) if job.is_file() else None
+        return _beside(load_recipe(job)) if job.is_file() else None
     except ValueError:
         return None
-    return None if recipe is None else (recipe.data.root, recipe.train.features)
+
+
+def _beside(recipe: Recipe) -> list[Any]:
+    return [recipe.data.root, recipe.train.start, *(getattr(recipe.train, name) for name in BESIDE)]
 
 
 def seconds_of(places: Places, keys: Iterable[str]) -> list[float]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
+import torch
 from rich.console import Console
 
 from ..app.answer_planning import Load
@@ -35,7 +36,7 @@ from .schedule import Failure, go_over, locked
 from .settings import Scale, load_scale
 
 MEASURED = 5
-"""Forward passes of which a visual half's milliseconds are the median, at scales that make their own world."""
+"""Forward passes of which a visual half's milliseconds are the median: at scales that make their own world, and on a GPU."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +150,9 @@ def _make_ready(asked: Asked, places: Places, rows: Sequence[Row], runs: Sequenc
                 shutil.rmtree(places.run(run.key) / "model", ignore_errors=True)
     if FIGURE_1 in experiments_named(list(asked.names)):
         draw_figure_1(asked.scale, _data(asked), places.figures)
-    costs({row.name: row for row in rows}, asked.root / "costs.json", runs=MEASURED if asked.scale.world else 0)
+    passes = MEASURED if asked.scale.world or torch.cuda.is_available() else 0
+    precision = asked.scale.base.train.precision
+    costs({row.name: row for row in rows}, asked.root / "costs.json", runs=passes, precision=precision)
     if asked.scale.features is not None:
         prepare_features(places, runs, kept=asked.scale.features)
 
