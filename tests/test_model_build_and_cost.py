@@ -218,7 +218,7 @@ def test_branches_that_do_not_fit_their_encoder_are_refused(root):
     "code",
     [
         "import commvlm; from transformers import AutoConfig",
-        "import commvlm.model; from transformers import AutoConfig",
+        pytest.param("import commvlm.model; from transformers import AutoConfig", marks=pytest.mark.slow),
     ],
 )
 def test_importing_the_package_registers_whatever_comes_first(code):

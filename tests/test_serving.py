@@ -11,8 +11,8 @@ import socket
 import struct
 import zlib
 from pathlib import Path
+from typing import Any
 
-import openai
 import pytest
 from PIL import Image
 from serving_server import CHAT, Live, data_url, live, user
@@ -53,9 +53,16 @@ def alone(checkpoint) -> Answerer:
     return Answerer(checkpoint, max_new_tokens=24, batch_size=1, device="cpu")
 
 
+def asking(server: Live, kind: str = "OpenAI") -> Any:
+    """A client of OpenAI's own package, which takes a second to import."""
+    import openai
+
+    return getattr(openai, kind)(base_url=server.url, api_key="none", max_retries=0)
+
+
 @pytest.fixture
-def client(server: Live) -> openai.OpenAI:
-    return openai.OpenAI(base_url=server.url, api_key="none", max_retries=0)
+def client(server: Live) -> Any:
+    return asking(server)
 
 
 def example(question: str, image: Path | None, *, past: tuple[Turn, ...] = ()) -> Example:
@@ -68,7 +75,7 @@ def example(question: str, image: Path | None, *, past: tuple[Turn, ...] = ()) -
 @pytest.fixture(scope="module")
 def knowing(taught):  # noqa: F811
     """A server whose model answers with a box."""
-    with live(taught, name="knowing") as one, openai.OpenAI(base_url=one.url, api_key="none", max_retries=0) as client:
+    with live(taught, name="knowing") as one, asking(one) as client:
         yield one, client
 
 
@@ -151,7 +158,7 @@ def test_64_clients_at_once_each_get_their_own_answer(server, alone, images):  #
     assert len(set(expected)) > 12
     before = server.metric('commvlm_requests_total{status="200"}')
 
-    async def ask(client: openai.AsyncOpenAI, one: Example, stream: bool) -> str:
+    async def ask(client: Any, one: Example, stream: bool) -> str:
         messages = []
         for place, turn in enumerate(one.turns):
             image = one.image if place == 0 else None
@@ -163,7 +170,7 @@ def test_64_clients_at_once_each_get_their_own_answer(server, alone, images):  #
         return "".join([chunk.choices[0].delta.content or "" async for chunk in await create])
 
     async def all_at_once() -> list[str]:
-        async with openai.AsyncOpenAI(base_url=server.url, api_key="none", max_retries=0) as client:
+        async with asking(server, "AsyncOpenAI") as client:
             return await asyncio.gather(*(ask(client, one, k % 2 == 0) for k, one in enumerate(asked)))
 
     assert asyncio.run(all_at_once()) == expected

@@ -199,10 +199,17 @@ def test_what_is_written_beside_a_result_is_no_part_of_its_key(scale, world, tmp
     assert len({plain.key, a, b}) == 3
 
 
+def logging_much(recipe):
+    """4 KB soon: small steps, each of them logged."""
+    stages = [replace(stage, batch=2) for stage in recipe.train.stages]
+    data, train = replace(recipe.data, group=2), replace(recipe.train, log_every=1, stages=stages)
+    return replace(recipe, data=data, train=train)
+
+
 def test_a_full_disk_ends_the_grid_and_is_told(few, tmp_path):
     """The workers may write files of 4 KB at most, which a disk that is full looks like."""
     said, places = io.StringIO(), Places(tmp_path)
-    few = [replace(r, recipe=replace(r.recipe, train=replace(r.recipe.train, log_every=1))) for r in few]  # 4 KB soon
+    few = [replace(run, recipe=logging_much(run.recipe)) for run in few]
     write_jobs(places, few)
     limit = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096)); "
     start = "from commvlm.study.worker import main; sys.exit(main(sys.argv[1:]))"
