@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import shutil
 import sys
 import time
 from dataclasses import replace
@@ -16,12 +17,14 @@ from rich.console import Console
 from commvlm.cli import main
 from commvlm.study.executors import EXECUTORS, gpus, worker_command
 from commvlm.study.experiments import rows_of
-from commvlm.study.runs import Places, alone, runs_of, write_jobs
+from commvlm.study.rows import Row, encoder
+from commvlm.study.runs import Places, alone, runs_of, weights_hash, write_jobs
 from commvlm.study.schedule import go_over, locked
 from commvlm.study.settings import shipped_scales
 from commvlm.study.study import Asked, planned, remember
 from commvlm.study.worker import earlier_seconds
 from commvlm.study.worker import main as worker
+from commvlm.train.assemble import located
 from commvlm.train.recipe import load_recipe
 
 QUIET = Console(file=io.StringIO())
@@ -178,7 +181,7 @@ def test_what_changes_an_answer_changes_the_key(scale, world):
 
 
 def test_what_is_written_beside_a_result_is_no_part_of_its_key(scale, world, tmp_path):
-    """Nor is a place; the weights that a run starts from are."""
+    """Nor a reason to begin again what was begun."""
     rows = rows_of(scale, ["figure-2"])[:1]
 
     def of(**options):
@@ -191,12 +194,32 @@ def test_what_is_written_beside_a_result_is_no_part_of_its_key(scale, world, tmp
     for run in (plain, rarely):
         write_jobs(places, [run])
         assert load_recipe(places.job(run.key)).train.save_every == run.recipe.train.save_every
-    for name, content in {"a": b"1", "b": b"2", "c": b"1"}.items():
-        (tmp_path / name / "model").mkdir(parents=True)
-        (tmp_path / name / "model" / "model.safetensors").write_bytes(content)
-    a, b, c = (of(start=str(tmp_path / name)).key for name in "abc")
-    assert a == c
-    assert len({plain.key, a, b}) == 3
+    begun = places.run(rarely.key) / "checkpoint"
+    begun.mkdir(parents=True)
+    write_jobs(places, [plain])
+    assert begun.is_dir()
+    assert load_recipe(places.job(plain.key)).train.save_every == 7  # as it was begun
+
+
+def test_a_run_whose_weights_were_moved_is_begun_again(scale, world, tmp_path):
+    """By the same key, since they are the same; another folder of the same weights is as good while it is there."""
+    folders = [tmp_path / "a", tmp_path / "b"]
+    places = Places(tmp_path / "study")
+    shutil.copytree(located("micro:clip"), folders[0])
+    of = lambda folder: runs_of(replace(scale, seeds=1), [row_of(folder)], data=str(world))[0]  # noqa: E731
+    row_of = lambda folder: Row("a", scale.model(replace(encoder(scale.encoders[0], 2), checkpoint=str(folder))))  # noqa: E731
+    write_jobs(places, [first := of(folders[0])])
+    begun = places.run(first.key) / "checkpoint"
+    begun.mkdir(parents=True)
+    shutil.copytree(folders[0], folders[1])
+    write_jobs(places, [of(folders[1])])
+    assert begun.is_dir()
+    shutil.rmtree(folders[0])
+    weights_hash.cache_clear()
+    moved = of(folders[1])
+    write_jobs(places, [moved])
+    assert (moved.key, begun.is_dir()) == (first.key, False)
+    assert load_recipe(places.job(first.key)).model.encoders[0].checkpoint == str(folders[1])
 
 
 def logging_much(recipe):

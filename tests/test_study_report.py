@@ -123,6 +123,18 @@ def test_every_finding_is_on_the_page_and_says_what_trains_its_rows(tmp_path):
         assert f"<code>commvlm study {experiments} --scale micro --seeds 1" in page
 
 
+def test_a_scale_of_a_file_is_asked_for_by_it_and_failures_of_other_grids_are_left_out(tmp_path):
+    page_of(tmp_path, {"clip 4": {"0": "k"}, "clip 8": {"0": "l"}}, done="k")
+    grid = json.loads((tmp_path / "grid.json").read_text())
+    write_json({**grid, "word": "scales/mine.yaml"}, tmp_path / "grid.json")
+    failed = {"row": "clip 8", "seed": 0, "reason": "out of memory"}
+    write_json({"l": failed, "another": {**failed, "row": "of before"}}, tmp_path / "failed.json")
+    page = write_report(Places(tmp_path), load_scale("micro")).read_text()
+    assert "commvlm study figure-2 --scale scales/mine.yaml" in page
+    assert "--scale micro" not in page
+    assert ("out of memory" in page, "of before" in page) == (True, False)
+
+
 def test_claims_are_about_rows_that_the_scale_has():
     """quick runs three controls; micro all but that of the pair's size, which it has no encoder for."""
     for name in ("quick", "micro"):

@@ -6,6 +6,7 @@ import shutil
 import textwrap
 from dataclasses import fields, replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -20,7 +21,7 @@ from commvlm.study.experiments import EXPERIMENTS, experiments_named, rows_of
 from commvlm.study.rows import Row, encoder, layers_for
 from commvlm.study.runs import runs_of, weights_hash
 from commvlm.study.settings import Scale, load_scale, shipped_scales
-from commvlm.study.study import asked
+from commvlm.study.study import asked, chosen
 from commvlm.train.assemble import located, model_settings
 
 
@@ -125,6 +126,44 @@ def test_an_encoder_of_another_depth_is_read_at_the_same_share_of_it(tmp_path):
     assert {"small 11", "giant 37"} <= {name for claim in claims_of(scale) for name in claim.terms}
 
 
+@pytest.mark.parametrize("blocks", [0, "many"])
+def test_an_encoder_without_depth_is_told_in_one_line(tmp_path, blocks):
+    said = yaml.safe_load(shipped_scales()["micro"].read_text())
+    shutil.copytree(Path(located("micro:clip")), tmp_path / "odd")
+    config = json.loads((tmp_path / "odd" / "config.json").read_text())
+    half = config.get("vision_config", config)
+    half["num_hidden_layers"] = blocks
+    (tmp_path / "odd" / "config.json").write_text(json.dumps(config))
+    said["encoders"][0]["checkpoint"] = str(tmp_path / "odd")
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(said))
+    with pytest.raises(ValueError, match=r"odd(' has no usable config.json|.*the encoder has 0 layers)") as error:
+        build_config(**model_settings(rows_of(load_scale(str(tmp_path / "mine.yaml")), ["figure-2"])[0].model))
+    assert "\n" not in str(error.value)
+
+
+def test_claims_are_about_rows_that_experiments_have(tmp_path):
+    """Wherever Table 7 reads the others, and whatever layers are listed; each row once in its table, and to be chosen."""
+    said = yaml.safe_load(shipped_scales()["micro"].read_text()) | {"others": [7], "ratios": [4, 16]}
+    said["encoders"][1]["merged"] = [5, 6, 7]
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(said))
+    scale = replace(load_scale(str(tmp_path / "mine.yaml")), seeds=1)
+    names = [row.name for row in rows_of(scale, ["all"])]
+    assert {name for claim in claims_of(scale) for name in claim.terms} <= set(names)
+    table = [row.name for row in EXPERIMENTS["table-6"].rows(scale)]
+    assert len(set(table)) == len(table)
+    run = SimpleNamespace(row=SimpleNamespace(name="mae lln-layerscale [5, 6, 7]"))
+    assert run.row.name in names
+    assert chosen([run], [run.row.name]) == chosen([run], ["mae lln*"]) == [run]  # type: ignore[list-item]
+
+
+def test_a_study_starts_from_no_whole_model(tmp_path):
+    said = yaml.safe_load(shipped_scales()["micro"].read_text())
+    said["options"]["train.start"] = "runs/comm"
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(said))
+    with pytest.raises(ValueError, match=r"train.start gives one model's weights"):
+        rows_of(load_scale(str(tmp_path / "mine.yaml")), ["figure-2"])
+
+
 def test_the_scale_of_the_docs_is_one(tmp_path):
     page = (Path(__file__).parents[1] / "docs" / "study.md").read_text()
     said = textwrap.dedent(re.search(r"\n    name: mine\n(?:    .*\n)+", page).group())
@@ -143,6 +182,8 @@ def test_the_scale_of_the_docs_is_one(tmp_path):
         ({"pair": ["clip", "clap"]}, r"pair names 'clap', which is none of"),
         ({"seeds": 0}, r"seeds is 0"),
         ({"layers": []}, r"layers is empty"),
+        ({"layers": [-2, 8]}, r"layers has -2: block outputs are counted from 1"),
+        ({"others": [0]}, r"others has 0: block outputs are counted from 1"),
         ({"depths": []}, r"depths is empty"),
         ({"tasks": ["recc"]}, r"no task 'recc'; did you mean 'rec'"),
         ({"seeds": "many"}, r"seeds"),

@@ -11,6 +11,7 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import CONFIG_MAPPING, AutoConfig, PreTrainedConfig
 from transformers.utils.hub import cached_file
 
@@ -71,6 +72,8 @@ def find_checkpoint(name: str) -> Checkpoint:
             config = AutoConfig.from_pretrained(name, local_files_only=local)
         except ImportError as error:
             raise CheckpointError(f"checkpoint {name!r} needs timm: pip install 'commvlm[timm]'") from error
+        except StrictDataclassError as error:
+            raise CheckpointError(f"checkpoint {name!r} has no usable config.json: {_first_line(error)}") from error
         except (OSError, ValueError) as error:
             reason = error
         else:
@@ -93,7 +96,7 @@ def _from_folder(name: str, folder: Path) -> Checkpoint:
         config = AutoConfig.from_pretrained(folder)
     except ImportError as error:
         raise CheckpointError(f"checkpoint {name!r} needs timm: pip install 'commvlm[timm]'") from error
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise CheckpointError(f"checkpoint folder {name!r} has no usable config.json: {_first_line(error)}") from error
     mean, std = _image_statistics(str(folder))
     return Checkpoint(name, config, "folder", mean, std)

@@ -92,9 +92,13 @@ def text_half(checkpoint: Checkpoint) -> PreTrainedConfig:
 
 
 def depth_of(checkpoint: str) -> int:
-    """Blocks of an encoder. Raises CheckpointError for a checkpoint that there is not, ValueError for one of another kind."""
+    """Blocks of an encoder, one at least. Raises CheckpointError for a checkpoint that there is not or that has none,
+    ValueError for one of another kind."""
     whole = vision_half(find_checkpoint(checkpoint).config)
-    return family_of(whole).depth(whole)
+    depth = family_of(whole).depth(whole)
+    if depth < 1:
+        raise CheckpointError(f"checkpoint {checkpoint!r} has {depth} blocks: there is no layer to read")
+    return depth
 
 
 def vision_config(encoders: Sequence[EncoderSpec], *, fuse: Any, reduce: Any, language_width: int) -> CommVisionConfig:

@@ -33,7 +33,7 @@ TABLE_7 = ("mae", "deit")
 COMMANDS = {
     "F1": "figure-2", "F2": "table-1 table-6 controls", "F3": "table-1 figure-3", "F4": "table-7 figure-2", "F5": "table-1",
     "E": "table-7 table-1",
-    "C": "controls figure-2",
+    "C": "controls table-1 figure-2",
 }  # fmt: skip
 """Finding -> the experiments that have its rows."""
 
@@ -252,9 +252,11 @@ def _objectives(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list
 
 
 def _deepest(scale: Scale, name: str) -> str:
-    """An encoder's row at its deepest layer of Table 7, or nothing of one that the scale has not."""
+    """An encoder's row at its deepest layer of Table 7, which has not the pair's own: of those, of Figure 2. Nothing of one
+    that the scale has not."""
     given = next((one for one in scale.encoders if one.name == name), None)
-    return "" if given is None else single_name(given, layers_for(scale, given, scale.deepest)[-1])
+    layers = scale.layers if name in scale.pair else scale.deepest
+    return "" if given is None else single_name(given, layers_for(scale, given, layers)[-1])
 
 
 def _others(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list[Claim]:

@@ -54,7 +54,7 @@ def table_1(scale: Scale) -> list[Row]:
 def table_6(scale: Scale) -> list[Row]:
     """The vision-only encoder's alignment: linear, then MLPs of several depths at ratio 4, then of several ratios."""
     _, second = pair(scale)
-    shapes = [(depth, 4) for depth in scale.depths] + [(1, ratio) for ratio in scale.ratios]
+    shapes = dict.fromkeys([*((depth, 4) for depth in scale.depths), *((1, ratio) for ratio in scale.ratios)])
     rows = [aligned(scale, second, 0, 0)]
     return rows + [aligned(scale, second, depth, ratio) for depth, ratio in shapes]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from ..app.marks import write_between
 from .claims import COMMANDS, F, Verdict, title_of
-from .report import intervals, verdicts_on
+from .report import intervals, verdicts_on, word_of
 from .results import Results, read_results
 from .runs import Places
 from .settings import Scale
@@ -40,7 +40,7 @@ def as_markdown(scale: Scale, results: Results, verdicts: Sequence[Verdict]) -> 
     for name in F:
         own = [verdict for verdict in verdicts if verdict.claim.finding == name]
         if own:
-            command = f"commvlm study {COMMANDS[name]} --scale {scale.name}"
+            command = f"commvlm study {COMMANDS[name]} --scale {word_of(results, scale)}"
             parts.append(f"**{f'{name}. ' if name.startswith('F') else ''}{title_of(name, scale)}** (`{command}`)\n")
             parts.append(_claims(own))
     return "\n".join([*parts, "Every row that is done, mean over seeds:\n", _rows(results)])

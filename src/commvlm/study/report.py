@@ -73,19 +73,22 @@ def write_report(places: Places, scale: Scale) -> Path:
         _write(places.root / "tables" / f"{name}.tex", latex(found))
     _write(places.root / "results.csv", as_csv(results))
     write_json(as_json(results, verdicts, taken), places.root / "results.json")
+    keys = {key for row in results.rows.values() for key in row["runs"].values()}
+    failed_here = [about for key, about in failed(places).items() if key in keys]
     page = (
         _environment()
         .get_template("report.html")
         .render(
             scale=scale,
+            word=word_of(results, scale),
             grid=results.grid,
             done=len(results.runs),
-            total=len({key for row in results.rows.values() for key in row["runs"].values()}),
+            total=len(keys),
             goes_on=command(results.grid["experiments"], places, scale, results),
             failed=Table(
                 "Runs that failed",
                 ["row", "seed", "reason"],
-                [[one["row"], str(one["seed"]), one["reason"]] for one in failed(places).values()],
+                [[one["row"], str(one["seed"]), one["reason"]] for one in failed_here],
             ),
             hours=sum(sum(r["seconds"].values()) for r in results.runs.values()) / 3600,
             findings=_findings(claims_on(scale, results), verdicts, scale),
@@ -124,11 +127,22 @@ def intervals(results: Results) -> str:
 
 def command(names: Sequence[str], places: Places, scale: Scale, results: Results) -> str:
     """What trains the runs of these experiments that are not done, in the study's folder."""
-    words = ["commvlm", "study", *(["all"] if set(names) == set(EXPERIMENTS) else names), "--scale", scale.name]
+    words = [
+        "commvlm",
+        "study",
+        *(["all"] if set(names) == set(EXPERIMENTS) else names),
+        "--scale",
+        word_of(results, scale),
+    ]
     words += ["--seeds", str(_planned_seeds(results))] if results.rows else []
     words += [] if results.grid["world"] else ["--data", "DIR"]
-    words += [] if places.root == Path("runs/study") / scale.name else ["--out", str(places.root)]
+    words += [] if places.root.resolve() == (Path("runs/study") / scale.name).resolve() else ["--out", str(places.root)]
     return shlex.join(words)
+
+
+def word_of(results: Results, scale: Scale) -> str:
+    """By which a command finds the scale: its name, or the file that it was read from."""
+    return results.grid.get("word", scale.name)
 
 
 def _planned_seeds(results: Results) -> int:

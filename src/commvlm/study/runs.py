@@ -17,8 +17,8 @@ from ..evaluate.receipts import fingerprint, write_json
 from ..model.checkpoints import ask_hub
 from ..model.spec import build_config
 from ..model.storage import write_text
-from ..train.assemble import BOOKKEEPING, located, model_folder, model_settings
-from ..train.recipe import Recipe, Source, Train, as_yaml, load_recipe
+from ..train.assemble import BOOKKEEPING, located, model_settings
+from ..train.recipe import Model, Recipe, Source, Train, as_yaml, load_recipe
 from .rows import Row
 from .settings import Scale
 
@@ -98,7 +98,7 @@ def runs_of(scale: Scale, rows: Iterable[Row], *, data: str) -> list[Run]:
     rows = list(rows)
     settled: dict[str, str] = {}
     impossible: dict[str, list[str]] = {}
-    for name in {name for row in rows for name in _checkpoints(row)}:
+    for name in {name for row in rows for name in _weights(row.model)}:
         ask_hub(name)
     for row in rows:
         try:
@@ -134,7 +134,7 @@ def _settled(row: Row) -> str:
     where its files lie on this machine makes another one."""
     branches = row.model.encoders
     config = build_config(**model_settings(row.model)).to_dict()
-    hub = not all(Path(located(name)).is_dir() for name in _checkpoints(row))
+    hub = not all(Path(located(name)).is_dir() for name in _weights(row.model))
     renamed = {branch.name: f"encoder {k}" for k, branch in enumerate(branches)}
     weights = [branch.weights for branch in branches]
     files = [weights_hash(branch.checkpoint) for branch in branches]
@@ -143,8 +143,8 @@ def _settled(row: Row) -> str:
     return json.dumps(said, sort_keys=True, default=str)
 
 
-def _checkpoints(row: Row) -> list[str]:
-    return [*(branch.checkpoint for branch in row.model.encoders), row.model.language_model]
+def _weights(model: Model) -> list[str]:
+    return [*(branch.checkpoint for branch in model.encoders), model.language_model]
 
 
 def _portable(value: Any, renamed: Mapping[str, str], dropped: Sequence[str]) -> Any:
@@ -167,22 +167,20 @@ def weights_hash(checkpoint: str) -> str:
 
 
 def _key(recipe: Recipe, settled: str, scale: Scale) -> str:
-    """Of the settled model, all else that the recipe says and that a result may depend on, the files that it reads, the
-    weights that it starts from, what is asked, and how features are kept where that loses something."""
+    """Of the settled model, all else that the recipe says and that a result may depend on, the files that it reads,
+    what is asked, and how features are kept where that loses something."""
     bare = replace(
         recipe,
         name="",
         model=replace(recipe.model, encoders=[], language_model=""),
         data=replace(recipe.data, root="", workers=0),
-        train=replace(recipe.train, start="", **{name: getattr(Train(), name) for name in BESIDE}),
+        train=replace(recipe.train, **{name: getattr(Train(), name) for name in BESIDE}),
     )
-    start = Path(recipe.train.start)
-    started = [weights_hash(str(model_folder(start)))] if recipe.train.start else []
     sources = [*recipe.data.sources, *recipe.data.held_out, *recipe.evaluate.sources]
     files = sorted({path for source in sources for path in _paths(source, recipe.data.root)})
     read = [_file_hash(path, *_stamp(path)) for path in files]
     kept = scale.features if scale.features in LOSSY else "exact"
-    said = "\0".join([str(FORMAT), as_yaml(bare), settled, *sorted(scale.tasks), kept, *read, *started])
+    said = "\0".join([str(FORMAT), as_yaml(bare), settled, *sorted(scale.tasks), kept, *read])
     return hashlib.sha256(said.encode()).hexdigest()[:16]
 
 
@@ -218,31 +216,34 @@ def alone(lock: Path) -> Iterator[None]:
 
 
 def write_jobs(places: Places, runs: Iterable[Run]) -> None:
-    """jobs/KEY.yaml of every run. Where one that is not done says another place of data or features, since the study was
-    moved, or another of `BESIDE`, it is written anew, and what was begun there is begun again. Rows of one key are one run,
-    however they are called.
+    """jobs/KEY.yaml of every run that is not done. One that was begun is left as it is, and goes on so, whatever its recipe
+    says now of what is written beside a result; but where its data, features or weights are no longer where it says, since
+    the study or they were moved, it is written anew and begun again. Rows of one key are one run, however they are called.
 
     Raises ValueError where a process is still at work on what would be begun again.
     """
     for run in runs:
-        if places.done(run.key) or _unkeyed(places.job(run.key)) == _beside(run.recipe):
+        job, text = places.job(run.key), as_yaml(run.recipe)
+        if places.done(run.key) or _kept(job) == text or (places.run(run.key).exists() and _holds(job, run.recipe)):
             continue
         with alone(places.lock(run.key)):
             shutil.rmtree(places.run(run.key), ignore_errors=True)
-            places.job(run.key).parent.mkdir(parents=True, exist_ok=True)
-            write_text(places.job(run.key), as_yaml(run.recipe))
+            job.parent.mkdir(parents=True, exist_ok=True)
+            write_text(job, text)
 
 
-def _unkeyed(job: Path) -> list[Any] | None:
-    """What a job says that is not in its key; None for none, or a broken one."""
+def _kept(job: Path) -> str:
+    return job.read_text(encoding="utf-8") if job.is_file() else ""
+
+
+def _holds(job: Path, recipe: Recipe) -> bool:
+    """Whether a job's places are those of a recipe of the same key, or hold the same; not so of none, or a broken one."""
     try:
-        return _beside(load_recipe(job)) if job.is_file() else None
+        old = load_recipe(job)
     except ValueError:
-        return None
-
-
-def _beside(recipe: Recipe) -> list[Any]:
-    return [recipe.data.root, recipe.train.start, *(getattr(recipe.train, name) for name in BESIDE)]
+        return False
+    places = (old.data.root, old.train.features) == (recipe.data.root, recipe.train.features)
+    return places and [*map(weights_hash, _weights(old.model))] == [*map(weights_hash, _weights(recipe.model))]
 
 
 def seconds_of(places: Places, keys: Iterable[str]) -> list[float]:

@@ -99,9 +99,14 @@ class Scale:
 
     @cached_property
     def base(self) -> Recipe:
-        """The recipe under every run, options applied."""
+        """The recipe under every run, options applied. Raises RecipeError for one that starts from a whole model."""
         words = [word for key, value in self.options.items() for word in (f"--{key}", _word(value))]
-        return load_recipe(self.recipe, words)
+        recipe = load_recipe(self.recipe, words)
+        if recipe.train.start:
+            raise RecipeError(
+                f"scale {self.name}: train.start gives one model's weights, every row is another: leave it out"
+            )
+        return recipe
 
     def model(self, *encoders: Encoder, **changes: Any) -> Model:
         """The base recipe's model with these encoders in place of its own."""
@@ -158,6 +163,10 @@ def _check(scale: Scale, where: str) -> None:
     ):  # fmt: skip
         if getattr(scale, name) == []:
             raise RecipeError(f"{where}: {name} is empty: name the {meant}")
+    for name in ("layers", "others"):
+        odd = [layer for layer in getattr(scale, name) or [] if layer < 1]
+        if odd:
+            raise RecipeError(f"{where}: {name} has {odd[0]}: block outputs are counted from 1, from the shallow end")
     if scale.world is not None and min(scale.world.train, scale.world.test) < 1:
         raise RecipeError(f"{where}: world needs a training and a test scene at least")
     if scale.features not in (None, *KEPT):

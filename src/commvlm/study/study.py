@@ -43,7 +43,7 @@ MEASURED = 5
 class Asked:
     """What a call wants. names: experiments. root: the study's folder. data: of a scale without a world of its own.
     gpu: by which such a scale's cost is counted, and said before anything starts. only: patterns of row names, such as
-    "COMM*"; no other row is trained by this call."""
+    "COMM*"; no other row is trained by this call. word: the scale as it was asked for, a name or a file."""
 
     names: Sequence[str]
     scale: Scale
@@ -51,6 +51,7 @@ class Asked:
     data: Path | None = None
     gpu: str = "h100"
     only: Sequence[str] = ()
+    word: str = ""
 
 
 def asked(
@@ -69,7 +70,7 @@ def asked(
     given = {"seeds": seeds, "processes": processes}
     found = replace(found, **{name: value for name, value in given.items() if value is not None})
     root = (out or Path("runs/study") / found.name).resolve()  # for workers that start in another folder
-    return Asked(tuple(names), found, root, data, gpu or Asked.gpu, tuple(only))
+    return Asked(tuple(names), found, root, data, gpu or Asked.gpu, tuple(only), scale)
 
 
 def planned(asked: Asked) -> tuple[list[Row], list[Run]]:
@@ -85,11 +86,16 @@ def chosen(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
     """The runs of the rows whose names fit one of the patterns; all without any. Raises ValueError for one that fits none."""
     names = list(dict.fromkeys(run.row.name for run in runs))
     for pattern in patterns:
-        if not fnmatch.filter(names, pattern):
+        if not any(_fits(name, pattern) for name in names):
             raise ValueError(
                 f"--rows: no row is called {pattern!r}{nearest_key(pattern, names)}; --list names them all"
             )
-    return [run for run in runs if not patterns or any(fnmatch.fnmatchcase(run.row.name, one) for one in patterns)]
+    return [run for run in runs if not patterns or any(_fits(run.row.name, one) for one in patterns)]
+
+
+def _fits(name: str, pattern: str) -> bool:
+    """As a pattern, or as it stands: a row of listed layers has brackets in its name."""
+    return name == pattern or fnmatch.fnmatchcase(name, pattern)
 
 
 def _reading(run: Run, asked: Asked) -> Run:
@@ -181,6 +187,7 @@ def remember(places: Places, runs: Sequence[Run], asked: Asked) -> None:
     scale = asked.scale
     facts = {
         "scale": scale.name,
+        "word": asked.word or scale.name,
         "world": None if scale.world is None else {"train": scale.world.train, "test": scale.world.test},
         "experiments": list(experiments_named(list(asked.names))),
     }

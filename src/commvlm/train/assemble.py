@@ -88,13 +88,8 @@ def assemble(
     return model, build_processor(model.config, tokenizer, chat_template=CHAT_TEMPLATE)
 
 
-def model_folder(start: Path) -> Path:
-    """Where `train.start` has its model: itself, or a run's own."""
-    return start if (start / "config.json").is_file() else start / "model"
-
-
 def _started(start: Path, wanted: CommConfig, dtype: torch.dtype) -> CommForConditionalGeneration:
-    folder = model_folder(start)
+    folder = start if (start / "config.json").is_file() else start / "model"
     if not (folder / "config.json").is_file():
         raise CheckpointError(f"train.start {start} is no finished run and no saved model: it has no config.json")
     load: Any = CommForConditionalGeneration.from_pretrained
