@@ -156,6 +156,19 @@ def test_check_tells_a_wrong_convention(tmp_path):
     assert check.bad == 0
 
 
+def test_check_tells_boxes_that_are_read_as_text():
+    """As sharegpt reads them where nothing says what their numbers mean."""
+    for answer, told in {
+        "<box>[[100, 200,400,700]]</box>": True, "at (1,2),(3,4)": True, "[0.1,0.2,0.3,0.4]": True, "in [1, 2]": False,
+        "(a), (b)": False, "<boxes>": False,
+    }.items():  # fmt: skip
+        boxes = (((1.0, 2.0, 3.0, 4.0),),) if answer == "<boxes>" else ()
+        check = SourceCheck("s", "train", "sharegpt", {})
+        check_examples(check, [Example("1", "dialogue", None, (Turn("where?", answer, answer_boxes=boxes),))], {})
+        assert bool(check.convention) == told, answer
+        assert check.bad == 0
+
+
 def test_long_and_empty_answers(root, tmp_path, capsys):
     rows = [{"id": 1, "conversations": [{"from": "human", "value": "a " * 400}, {"from": "gpt", "value": "b"}]}]
     (root / "talk.json").write_text(json.dumps(rows))

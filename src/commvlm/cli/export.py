@@ -12,7 +12,7 @@ def add_export(commands: argparse._SubParsersAction) -> None:
     what = "write a checkpoint that needs nothing else: safetensors, processor, chat template, card, receipts, code"
     example = (
         "  commvlm export runs/demo micro-comm\n"
-        "  commvlm export runs/comm-7b comm-7b --dtype bf16 --license apache-2.0 --push-to-hub me/comm-7b"
+        "  commvlm export runs/comm-7b comm-7b --dtype bf16 --license llama2 --push-to-hub me/comm-7b"
     )
     parser = add_command(commands, "export", _export, what, example)
     parser.add_argument("checkpoint", type=Path, help="a run's folder (its receipts go along) or a saved model's")

@@ -13,7 +13,7 @@ def add_microworld(commands: argparse._SubParsersAction) -> None:
     example = (
         "  commvlm microworld write world --train 6000 --test 1000\n"
         "  commvlm microworld pretrain clip --out .cache/encoders/clip --minutes 60\n"
-        "  commvlm microworld card clip"
+        "  commvlm microworld card .cache/encoders/clip/model"
     )
     group = add_command(commands, "microworld", lambda options: None, what, example)
     inner = group.add_subparsers(dest="action", required=True, metavar="ACTION")

@@ -104,7 +104,10 @@ def add_build(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("recipe", help=RECIPE)
     parser.add_argument("--out", type=Path, required=True, help="folder of the new checkpoint")
     parser.add_argument(
-        "--weights", default="checkpoint", choices=("checkpoint", "random"), help="random needs configs only"
+        "--weights",
+        default="checkpoint",
+        choices=("checkpoint", "random"),
+        help="random needs configs and the tokenizer",
     )
 
 

@@ -28,9 +28,9 @@ BENCHMARKS = {
     "pope": (PAIR, "POPE's yes/no answers, JSON lines {question_id, answer}", POPE),
     "mme": (("predictions",), "a folder of MME's official result files", MME),
     "vqa": (("questions", "annotations", "predictions"), "VQAv2 or OK-VQA results [{question_id, answer}]", VQA),
-    "caption": (PAIR, "COCO or Flickr30k captions [{image_id, caption}]; needs the extra `caption`", CAPTION),
+    "caption": (PAIR, "COCO or Flickr30k captions [{image_id, caption}]; rule ptb needs the extra `caption`", CAPTION),
     "rec": (PAIR, "boxes of expressions, JSON lines {id, box} in pixels or {id, answer}", REC),
-    "reg": (PAIR, "expressions of objects [{ref_id, sent}]; needs the extra `caption`", REG),
+    "reg": (PAIR, "expressions of objects [{ref_id, sent}]; rule ptb needs the extra `caption`", REG),
 }
 
 

@@ -21,7 +21,10 @@ def add_train(commands: argparse._SubParsersAction) -> None:
     parser.add_argument("recipe", help=RECIPE)
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument(
-        "--weights", default="checkpoint", choices=("checkpoint", "random"), help="random needs configs only"
+        "--weights",
+        default="checkpoint",
+        choices=("checkpoint", "random"),
+        help="random needs configs and the tokenizer",
     )
     parser.add_argument("--processes", type=count, default=1, help="on this machine (or each node), one GPU each")
     parser.add_argument("--submit", choices=("slurm", "local"), help="hand the run to a cluster (extra cluster)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
@@ -27,6 +28,9 @@ PROBLEMS = {
     "too long": "examples of more tokens than train.max_length",
     "in a test": "examples for training whose image is also in a test (or held out, and then not trained on)",
 }
+_N = r"\s*-?\d+(?:\.\d+)?\s*"
+LIKE_A_BOX = re.compile(rf"\[(?:{_N},){{3}}{_N}\]|\({_N},{_N}\)\s*,\s*\({_N},{_N}\)")
+"""Four numbers in brackets, or two pairs of them."""
 SHOWN = 5
 """Places kept of every problem."""
 TOLERANCE = 1.0
@@ -50,8 +54,8 @@ class Problem:
 @dataclass
 class SourceCheck:
     """What was found in one source. files: name -> path and bytes (None where it is missing). seen: images that were opened.
-    convention: what the boxes look like, where it is not what they were read as; note: about the number of examples; error:
-    why the source could not be read at all."""
+    convention: what the boxes look like, where it is not what they were read as, or that they are read as text; note: about
+    the number of examples; error: why the source could not be read at all."""
 
     name: str
     role: str
@@ -109,11 +113,13 @@ def check_examples(
     """
     images: set[Path] = set()
     boxes: list[tuple[Box, Size]] = []
+    written = 0
     for batch in _batches(examples):
         for example in batch:
             check.examples += 1
             if example.image is not None:
                 images.add(example.image)
+            written += any(LIKE_A_BOX.search(text) for turn in example.turns for text in (turn.question, turn.answer))
             _check_one(check, example, seen, asked or {}, boxes)
         if lengths is not None and longest is not None:
             for example, length in zip(batch, lengths(batch), strict=True):
@@ -124,6 +130,11 @@ def check_examples(
         if isinstance(said := seen.get(image), str):
             check.problems["missing" if not image.is_file() else "broken"].add(said)
     check.convention = _convention(boxes)
+    if written and not check.boxes:
+        check.convention = (
+            f"{written:,} examples have numbers like a box in their text, which are trained on as they stand; format "
+            "sharegpt reads them, told what they mean: `boxes: xyxy-0-1000` (docs/data.md)"
+        )
 
 
 def _check_one(
