@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import shutil
 from pathlib import Path
 
 import pytest
@@ -110,6 +111,21 @@ def test_comm_asks_every_benchmark_of_the_paper_split_by_split(root):
 @pytest.mark.parametrize("name", [name for name in shipped_recipes() if name != "micro"])
 def test_every_recipe_on_real_data_asks_the_same(name, root):
     assert asked(name, root, ["rec.refcocog-test", "mme"]) == {"rec.refcocog-test": 3, "mme": 6}
+
+
+def test_what_is_not_asked_need_not_be_there(root, tmp_path):
+    """Its sets have the names that they have among all others; where one of a name is asked, and no other."""
+    recipe = load_recipe("comm-7b", ["--data.root", str(tmp_path)])
+    (source,) = [one for one in recipe.evaluate.sources if one.name == "refcocog-test"]
+    shutil.copytree(root / source.images, tmp_path / source.images)
+    for path in source.files.values():
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(root / path, tmp_path / path)
+    assert asked("comm-7b", tmp_path, ["rec.refcocog-test"]) == {"rec.refcocog-test": 3}
+    with pytest.raises(ValueError, match="no such"):
+        asked("comm-7b", tmp_path, ["rec"])
+    with pytest.raises(ValueError, match=r"asks nothing of 'rec.refcocog'; it asks caption, .*rec.refcocog-test"):
+        asked("comm-7b", tmp_path, ["rec.refcocog"])
 
 
 @pytest.mark.parametrize("name", shipped_scales())

@@ -19,7 +19,7 @@ from commvlm.study.claims import claims_of
 from commvlm.study.controls import scaled
 from commvlm.study.experiments import EXPERIMENTS, experiments_named, rows_of
 from commvlm.study.rows import Row, encoder, layers_for
-from commvlm.study.runs import runs_of, weights_hash
+from commvlm.study.runs import FORMATS, runs_of, weights_hash
 from commvlm.study.settings import Scale, load_scale, shipped_scales
 from commvlm.study.study import asked, chosen
 from commvlm.train.assemble import located, model_settings
@@ -62,6 +62,16 @@ def test_other_data_are_another_run(scale, tmp_path):
     one, other = (write_world(tmp_path / str(size), train=size, test=2) for size in (4, 5))
     keys = [runs_of(replace(scale, seeds=1), row, data=str(folder))[0].key for folder in (one, other)]
     assert keys[0] != keys[1]
+
+
+def test_a_merge_that_is_trained_otherwise_now_is_another_run(scale, world, monkeypatch):
+    clip = scale.encoder("clip")
+    rows = [Row(m, scale.model(encoder(clip, "all", m))) for m in ("mean", "conv-layerscale")]
+    rows.append(Row("said at length", scale.model(encoder(clip, "all", {"kind": "conv-layerscale", "kernel": 5}))))
+    of = lambda: [run.key for run in runs_of(replace(scale, seeds=1), rows, data=str(world))]  # noqa: E731
+    before = of()
+    monkeypatch.setitem(FORMATS, "conv-layerscale", 99)
+    assert [old == new for old, new in zip(before, of(), strict=True)] == [True, False, False]
 
 
 def test_rows_that_cannot_be_run_are_all_named_before_anything_starts(scale, world):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -28,8 +28,8 @@ class Questions:
 def questions_of(recipe: Recipe, tasks: Sequence[str] = ()) -> list[Questions]:
     """The sets that a recipe asks. tasks: the wanted ones, by a task's name (all its sets) or a set's; all by default.
 
-    Files of other tasks need not be there. Raises ValueError for a task that there is not, or that the recipe does not ask,
-    and for a rule that its task has not.
+    Files of other tasks and sets need not be there. Raises ValueError for a task that there is not, or that the recipe does
+    not ask, and for a rule that its task has not.
     """
     for name in tasks:
         task_named(name.split(".")[0])
@@ -37,7 +37,8 @@ def questions_of(recipe: Recipe, tasks: Sequence[str] = ()) -> list[Questions]:
         task_named(name).rule_named(rule)
     if not recipe.evaluate.sources:
         raise ValueError("the recipe asks nothing: name what is asked in evaluate.sources")
-    others = {source.name: task for source in recipe.evaluate.sources if (task := _other_task(source, tasks))}
+    told = {s.name: task for s in recipe.evaluate.sources if (task := task_of(s.format, s.options)) in TASKS}
+    others = {name: said for name, task in told.items() if tasks and (said := _unasked(name, task, told, tasks))}
     sources = [source for source in recipe.evaluate.sources if source.name not in others]
     read = named_examples(sources, Path(recipe.data.root))
     asked: dict[str, list[tuple[Source, list[Example]]]] = {}
@@ -45,7 +46,7 @@ def questions_of(recipe: Recipe, tasks: Sequence[str] = ()) -> list[Questions]:
         for task in dict.fromkeys(task_named(example.task).name for example in read[source.name]):
             own = [example for example in read[source.name] if example.task == task]
             asked.setdefault(task, []).append((source, own))
-    sets = [one for task, parts in asked.items() for one in _sets(task, parts)]
+    sets = [one for task, parts in asked.items() for one in _sets(task, parts, _names(task, told, parts))]
     for name in tasks:
         if not any(name in (one.name, one.task) for one in sets):
             there = ", ".join(sorted({*(one.name for one in sets), *others.values()}))
@@ -53,19 +54,29 @@ def questions_of(recipe: Recipe, tasks: Sequence[str] = ()) -> list[Questions]:
     return [one for one in sets if not tasks or one.name in tasks or one.task in tasks]
 
 
-def _other_task(source: Source, tasks: Sequence[str]) -> str | None:
-    """The task of a source that is none of the wanted ones, where that can be told without reading it."""
-    task = task_of(source.format, source.options)
-    if not tasks or task not in TASKS:
-        return None
-    return None if task in {wanted.split(".")[0] for wanted in tasks} else task
+def _unasked(name: str, task: str, told: Mapping[str, str], tasks: Sequence[str]) -> str:
+    """What a source that need not be read is of: its task, or its set where another set of the task is wanted. Nothing of one
+    that is wanted."""
+    if task in tasks:
+        return ""
+    if task not in {wanted.split(".")[0] for wanted in tasks}:
+        return task
+    own = _names(task, told, [])[name]
+    return "" if own in tasks or own == task else own
 
 
-def _sets(task: str, parts: Sequence[tuple[Source, list[Example]]]) -> list[Questions]:
-    if len(parts) == 1 or task_named(task).whole:
+def _names(task: str, told: Mapping[str, str], parts: Sequence[tuple[Source, list[Example]]]) -> dict[str, str]:
+    """Source -> its set's name, over all sources of a task, those too that are not read."""
+    sources = dict.fromkeys([*(name for name, of in told.items() if of == task), *(source.name for source, _ in parts)])
+    if len(sources) == 1 or task_named(task).whole:
+        return dict.fromkeys(sources, task)
+    short = {name: name.removeprefix(f"{task}-") for name in sources}
+    alike = len(set(short.values())) < len(short)
+    return {name: f"{task}.{name if alike else short[name]}" for name in sources}
+
+
+def _sets(task: str, parts: Sequence[tuple[Source, list[Example]]], names: Mapping[str, str]) -> list[Questions]:
+    if task in names.values():
         every = [example for _, own in parts for example in own]
         return [Questions(task, task, every, [source for source, _ in parts])]
-    names = [source.name.removeprefix(f"{task}-") for source, _ in parts]
-    if len(set(names)) < len(names):
-        names = [source.name for source, _ in parts]
-    return [Questions(f"{task}.{name}", task, own, [source]) for name, (source, own) in zip(names, parts, strict=True)]
+    return [Questions(names[source.name], task, own, [source]) for source, own in parts]

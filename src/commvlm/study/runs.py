@@ -24,6 +24,8 @@ from .settings import Scale
 
 FORMAT = 2
 """Counted up when a run's result would be another one for the same recipe."""
+FORMATS = {"conv-layerscale": 2}
+"""Of merges, counted up likewise: only the runs that have one are run anew."""
 LOSSY = ("bf16", "int8")
 PLACES = ("_name_or_path", "transformers_version")
 """Keys of a folder's config that say where it lies; a hub checkpoint's has others that tell nothing, `BOOKKEEPING`."""
@@ -140,7 +142,14 @@ def _settled(row: Row) -> str:
     files = [weights_hash(branch.checkpoint) for branch in branches]
     plain = _portable(config, renamed, BOOKKEEPING if hub else PLACES)
     said = [plain, weights, files, weights_hash(row.model.language_model)]
+    said += [
+        f"{merge} {FORMATS[merge]}" for merge in sorted({_kind(branch.merge) for branch in branches} & set(FORMATS))
+    ]
     return json.dumps(said, sort_keys=True, default=str)
+
+
+def _kind(merge: str | dict[str, Any]) -> str:
+    return merge if isinstance(merge, str) else str(merge.get("kind"))
 
 
 def _weights(model: Model) -> list[str]:
