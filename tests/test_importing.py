@@ -71,6 +71,19 @@ def test_llava_gives_the_same_logits_and_the_same_text(llava, tmp_path, capsys):
     assert len(ours.model.vision_tower.encoder("clip").encoder.layers) == 3  # the last block is not needed
 
 
+def test_an_imported_model_ends_where_its_tokenizer_says(llava, tmp_path):
+    """Not at ids that its config has from elsewhere."""
+    folder, model = llava
+    text = {**model.config.text_config.to_dict(), "bos_token_id": 11, "eos_token_id": 12, "pad_token_id": 13}
+    other = changed(folder, tmp_path / "other", text_config=text)
+    assert main(["import", "llava", str(other), "--out", str(tmp_path / "ours")]) == 0
+    ours, processor = load_checkpoint(tmp_path / "ours")
+    said, tokenizer = ours.generation_config, processor.tokenizer
+    assert (said.eos_token_id, said.pad_token_id) == (tokenizer.eos_token_id, tokenizer.pad_token_id)
+    assert said.eos_token_id not in (None, 12)
+    assert said.suppress_tokens == [ours.config.image_token_id]
+
+
 def changed(folder: Path, to: Path, **fields) -> Path:
     """The same checkpoint with other config fields."""
     to.mkdir()

@@ -131,6 +131,17 @@ def test_a_llava_answers_alike_in_any_batch(llava, examples):
     check_batches(*load_library_model(llava), examples)
 
 
+def test_penalties_that_a_checkpoint_brings_are_lifted(llava, examples):
+    """As Qwen2-VL's has a repetition penalty, which counts the words of the question, too."""
+    plain = LibraryAnswerer(*load_library_model(llava), max_new_tokens=8)(examples)
+    model, processor = load_library_model(llava)
+    told = {"repetition_penalty": 5.0, "no_repeat_ngram_size": 1, "min_new_tokens": 8, "forced_bos_token_id": 7}
+    for name, value in told.items():
+        setattr(model.generation_config, name, value)
+    assert LibraryAnswerer(model, processor, max_new_tokens=8)(examples) == plain
+    assert model.generation_config.forced_bos_token_id == 7  # no penalty
+
+
 @pytest.mark.parametrize("template", [TEMPLATE, "{{ bos_token }}" + TEMPLATE], ids=["no BOS", "BOS"])
 def test_a_prompt_begins_once_whoever_writes_its_beginning(template, llava, examples):
     """The tokenizer puts BOS before every text, as Llama's and Gemma's do."""

@@ -8,6 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.dialogue import CHAT_TEMPLATE
 from ..model import CommForConditionalGeneration, CommProcessor, build_processor
+from ..model.build import settle_generation
 from ..model.checkpoints import CheckpointError
 from ..model.importing import import_llava, import_shikra
 from ..model.processing import IMAGE_TOKEN
@@ -48,5 +49,6 @@ def _processor(model: CommForConditionalGeneration, tokenizer: PreTrainedTokeniz
         model.config.image_token_id = len(tokenizer) - 1
         if len(tokenizer) > model.config.text_config.vocab_size:  # type: ignore[union-attr]
             model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
-        model.generation_config.suppress_tokens = [model.config.image_token_id]
-    return build_processor(model.config, tokenizer, chat_template=CHAT_TEMPLATE)
+    processor = build_processor(model.config, tokenizer, chat_template=CHAT_TEMPLATE)
+    settle_generation(model, tokenizer)  # configs often have the library's ids, not those of their own tokenizer
+    return processor

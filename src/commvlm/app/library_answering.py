@@ -21,6 +21,7 @@ from ..data.example import IMAGE, Example
 from ..data.geometry import GEOMETRIES
 from ..data.images import open_image
 from .checkpoint import one_line, quietly
+from .decoding import PLAIN
 
 
 def load_library_model(path: Path | str) -> tuple[Any, Any]:
@@ -39,8 +40,16 @@ def load_library_model(path: Path | str) -> tuple[Any, Any]:
     return model.eval(), processor
 
 
+PENALTIES = (
+    "repetition_penalty", "no_repeat_ngram_size", "encoder_repetition_penalty", "encoder_no_repeat_ngram_size", "min_length",
+    "min_new_tokens", "exponential_decay_length_penalty", "sequence_bias", "watermarking_config",
+)  # fmt: skip
+"""Of `decoding.PLAIN`, what bends greedy answers; the others, such as forced first tokens, belong to how a model works."""
+
+
 class LibraryAnswerer:
-    """Instructed examples -> the answer to each one's last turn. See `load_library_model` for model and processor."""
+    """Instructed examples -> the answer to each one's last turn, greedily: `PENALTIES` that a checkpoint brings are lifted.
+    See `load_library_model` for model and processor."""
 
     def __init__(
         self, model: Any, processor: Any, *, max_new_tokens: int = 64, batch_size: int = 16, precision: str = "fp32",
@@ -52,6 +61,9 @@ class LibraryAnswerer:
         self.model, self.processor = model.to(self.device), processor
         self.max_new_tokens, self.batch_size, self.precision = max_new_tokens, batch_size, precision
         self.codec, self.geometry = codec_of(codec), geometry
+        for name in PENALTIES:
+            if getattr(model.generation_config, name, None) not in PLAIN[name]:
+                setattr(model.generation_config, name, PLAIN[name][-1])
         # Answers grow at the right end of every row, so padding must stand on the left.
         self.processor.tokenizer.padding_side = "left"
         if self.processor.tokenizer.pad_token is None:
