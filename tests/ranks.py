@@ -130,6 +130,7 @@ def spy_on_gradients(rank: int, folder: Path) -> None:
     """Saves the first step's gradients, as they are before clipping."""
     import torch
 
+    from commvlm.train.sharded import whole
     from commvlm.train.trainer import StageTrainer
 
     clip = StageTrainer._clip_grad_norm
@@ -137,7 +138,8 @@ def spy_on_gradients(rank: int, folder: Path) -> None:
     def clipping(self: Any, model: Any) -> Any:
         path = folder / f"gradients-{rank}.pt"
         if not path.exists():
-            torch.save({n: p.grad.clone() for n, p in self.model.named_parameters() if p.grad is not None}, path)
+            found = {n: whole(p.grad).clone() for n, p in self.model.named_parameters() if p.grad is not None}
+            torch.save(found, path)
         return clip(self, model)
 
     StageTrainer._clip_grad_norm = clipping  # type: ignore[method-assign]
@@ -159,6 +161,26 @@ def spy_on_shards(rank: int, folder: Path) -> None:
         (folder / f"shards-{rank}.json").write_text(json.dumps(row))
 
     sharded.check_sharded = checking
+
+
+class Slices:
+    """A spy that lets the loss have the logits of `rows` positions at once, and writes down how many each batch asks for."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows = rows
+
+    def __call__(self, rank: int, folder: Path) -> None:
+        from commvlm.model import loss
+
+        summed = loss.summed_loss
+        file = (folder / f"supervised-{rank}.txt").open("a", buffering=1)
+
+        def summing(head: Any, states: Any, targets: Any, *, vocabulary: int) -> Any:
+            file.write(f"{len(targets)}\n")
+            loss.AT_ONCE = self.rows * vocabulary
+            return summed(head, states, targets, vocabulary=vocabulary)
+
+        loss.summed_loss = summing
 
 
 class KillAtStep:

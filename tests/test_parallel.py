@@ -15,6 +15,7 @@ from conftest import small_options
 from ranks import (
     KillAtFile,
     KillAtStep,
+    Slices,
     kill_in_save,
     spy_on_data,
     spy_on_gradients,
@@ -23,21 +24,21 @@ from ranks import (
     start,
 )
 from safetensors.torch import load_file
-from transformers import TrainingArguments
+from transformers import AutoModelForCausalLM, TrainingArguments
 from transformers.integrations import deepspeed
 
 from commvlm.data.collate import Collator
-from commvlm.data.dialogue import image_id_of
 from commvlm.data.example import Example, Turn
-from commvlm.train.assemble import assemble
+from commvlm.model import vision
+from commvlm.model.stored_pixels import stored_pixels
+from commvlm.train.assemble import assemble, load_tokenizer, located
 from commvlm.train.features import store_recipe
-from commvlm.train.imageless import EveryBranch
 from commvlm.train.keys import RecipeError
 from commvlm.train.parts import settle_parts
 from commvlm.train.recipe import Stage
 from commvlm.train.run import check
 from commvlm.train.sharded import check_sharded, gathered
-from commvlm.train.stage import arguments, shared_out
+from commvlm.train.stage import arguments, every_branch, shared_out
 from commvlm.train.trainer import checkpoints
 
 TIMES = ("seconds", "tokens_per_second")
@@ -70,6 +71,17 @@ def run(argv: list[str], folder: Path, **kwargs: Any) -> Path:
 
 def drawn(folder: Path, rank: int) -> list[int]:
     return [int(line) for line in (folder / f"drawn-{rank}.txt").read_text().split()]
+
+
+def untied(folder: Path) -> Path:
+    """The micro world's language model with a head of its own."""
+    model = AutoModelForCausalLM.from_pretrained(located("micro:lm"))
+    assert model.config.tie_word_embeddings
+    model.config.tie_word_embeddings = False
+    model.lm_head.weight = torch.nn.Parameter(model.lm_head.weight * 1.1)
+    model.save_pretrained(folder)
+    load_tokenizer("micro:lm").save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -152,6 +164,25 @@ class TestFullySharded:
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, atol=2e-4, rtol=1e-3, msg=lambda t, n=name: f"{n}: {t}")
 
+    @pytest.mark.parametrize("tied", [True, False])
+    def test_makes_a_loss_in_slices_with_other_numbers_of_supervised_tokens(self, world, one, tmp_path, tied):
+        """Each slice is a call of the head, which puts its weights together: as many in every process, or they hang."""
+        options, alone, rows = [], one, 24
+        if not tied:
+            options, alone, rows = ["--model.language_model", str(untied(tmp_path / "lm"))], tmp_path / "alone", 7
+            run(command(world, alone / "run", *options), alone, spies=[spy_on_gradients])
+        argv = command(world, tmp_path / "run", *options, "--train.engine", "fsdp")
+        run(argv, tmp_path, count=2, spies=[spy_on_gradients, Slices(rows)])
+        supervised = [[int(n) for n in (tmp_path / f"supervised-{r}.txt").read_text().split()] for r in (0, 1)]
+        calls = [{-(-n // rows) for n in pair} for pair in zip(*supervised, strict=True)]
+        assert any(len(pair) == 2 for pair in calls), supervised
+        expected, found = (torch.load(f / "gradients-0.pt", weights_only=True) for f in (alone, tmp_path))
+        assert set(found) == set(expected)
+        assert any("lm_head" in name for name in found) != tied
+        for name, gradient in expected.items():
+            torch.testing.assert_close(found[name], gradient, atol=1e-6, rtol=1e-5, msg=lambda t, n=name: f"{n}: {t}")
+        assert losses(tmp_path / "run") == pytest.approx(losses(alone / "run"), rel=2e-5)
+
     @pytest.mark.slow
     @pytest.mark.parametrize("merge", ["lln-layerscale", "mean"])  # with weights behind the encoders, and without any
     def test_in_bfloat16_is_near_ddp_and_its_loss_is_not_rounded(self, world, small, tmp_path, merge):
@@ -212,25 +243,38 @@ class TestBatchesWithoutAnImage:
         ]
         return ["--data.group", "1", "--data.sources", json.dumps(sources)]
 
-    def test_hang_nobody(self, world, texts, tmp_path):
-        """In some updates one process has no image, in some none has any."""
-        for name, count, engine in (("one", 1, "ddp"), ("two", 2, "fsdp")):
-            argv = command(world, tmp_path / name, *texts, "--train.engine", engine, batch=2, steps=6)
+    def test_hang_nobody(self, world, small, texts, tmp_path):
+        """In some updates one process has no image, in some none has any; encoders in the loop, and features from a store."""
+        store_recipe(small("--train.precision", "fp32", *texts), tmp_path / "features", kept="fp32")
+        stored = ["--train.features", str(tmp_path / "features")]
+        for name, count, engine, more in (("one", 1, "ddp", []), ("two", 2, "fsdp", []), ("stored", 2, "fsdp", stored)):
+            argv = command(world, tmp_path / name, *texts, *more, "--train.engine", engine, batch=2, steps=6)
             run(argv, tmp_path / f"{name}-said", count=count, spies=[spy_on_images])
-        assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
-        seen = [(tmp_path / "two-said" / f"images-{rank}.txt").read_text().split()[:6] for rank in (0, 1)]
-        assert len({(a, b) for a, b in zip(*seen, strict=True) if a != b}) >= 1, seen
+        for name in ("two", "stored"):
+            assert losses(tmp_path / name) == pytest.approx(losses(tmp_path / "one"), rel=1e-4)
+            seen = [(tmp_path / f"{name}-said" / f"images-{rank}.txt").read_text().split()[:6] for rank in (0, 1)]
+            assert len({(a, b) for a, b in zip(*seen, strict=True) if a != b}) >= 1, seen
 
+    @pytest.mark.parametrize("kept", [None, "fp32", "bf16"])  # encoders in the loop, and their features from a store
     @pytest.mark.parametrize(("layout", "attention"), [("mask", "sdpa"), ("joined", "shared-prefix")])
-    def test_get_a_grey_row_that_teaches_nothing(self, small, layout, attention):
+    def test_get_a_row_that_teaches_nothing(self, small, tmp_path, monkeypatch, layout, attention, kept):
         model, processor = assemble(small().model)
+        shown: Any = processor.image_processor
+        grey = (1, sum(3 * e["size"] ** 2 for e in shown.encoders)), torch.float32
+        if kept is not None:
+            tower = model.model.vision_tower
+            store_recipe(small(), tmp_path, kept=kept)
+            shown = stored_pixels(tmp_path, tower, shown)
+            like = torch.cat([s.rows([next(iter(s.places))]).flatten() for s in shown.stores])
+            grey = (1, 1, len(like)), torch.bfloat16 if kept == "bf16" else torch.float32
+            monkeypatch.setattr(vision, "stream_layers", None)  # no encoder runs
         settle_parts(model, dict.fromkeys(("merge", "align", "project", "language_model"), 1e-3))
         tokens = model.config.num_image_tokens
         model.model.language_model.set_attn_implementation(attention)
-        collator = Collator(processor.tokenizer, processor.image_processor, tokens, layout=layout)
-        grey = torch.zeros(1, sum(3 * e["size"] ** 2 for e in processor.image_processor.encoders))
+        collator = Collator(processor.tokenizer, shown, tokens, layout=layout)
         groups = [[Example(f"t:{k}", "dialogue", None, (Turn("say", "red " * k),))] for k in (3, 1)]
-        plain, with_grey = collator(groups), EveryBranch(collator, image_id_of(processor.tokenizer), grey)(groups)
+        plain, with_grey = collator(groups), every_branch(collator, processor)(groups)
+        assert (with_grey["pixel_values"].shape, with_grey["pixel_values"].dtype) == grey
         found = []
         for batch in (plain, with_grey):
             model.zero_grad()

@@ -9,7 +9,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch import distributed as dist
+from torch.distributed.fsdp import FSDPModule
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -35,13 +37,29 @@ def supervised_loss(
 
 
 def summed_loss(head: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor, *, vocabulary: int) -> Tensor:
-    """Sum of the cross entropies of head(states (n, d)) with targets (n,), at most AT_ONCE logits at a time."""
+    """Sum of the cross entropies of head(states (n, d)) with targets (n,), at most AT_ONCE logits at a time.
+
+    Where the head's weights are shared out, all processes must ask; each calls it as often as the one with most targets.
+    """
 
     def total(states: Tensor, targets: Tensor) -> Tensor:
         return F.cross_entropy(head(states).float(), targets, reduction="sum")
 
     rows = max(1, AT_ONCE // vocabulary)
-    if len(targets) <= rows:
+    count = -(-len(targets) // rows)
+    if _gathers(head):
+        most = torch.tensor(count, device=states.device)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        count = int(most)
+    if count <= 1:
         return total(states, targets)
-    parts = zip(states.split(rows), targets.split(rows), strict=True)
+    sizes = [min(rows, max(0, len(targets) - start)) for start in range(0, count * rows, rows)]
+    parts = zip(states.split(sizes), targets.split(sizes), strict=True)
     return torch.stack([checkpoint(total, *part, use_reentrant=False) for part in parts]).sum()  # type: ignore[arg-type]
+
+
+def _gathers(head: Callable[[Tensor], Tensor]) -> bool:
+    """Whether a call of the head is one of all processes: it puts weights together (FSDP2's unit, ZeRO-3's parameters)."""
+    if not isinstance(head, nn.Module):
+        return False
+    return isinstance(head, FSDPModule) or any(hasattr(parameter, "ds_id") for parameter in head.parameters())

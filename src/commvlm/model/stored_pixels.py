@@ -39,6 +39,12 @@ class StoredPixels:
         ]
         return {"pixel_values": torch.cat(rows, dim=1).unsqueeze(1)}
 
+    def blank(self) -> Tensor:
+        """(1, 1, F) zeros: what stands where there is no image."""
+        pairs = zip(self.stores, self.layers, strict=True)
+        total = sum(len(layers) * store.patches * store.dim for store, layers in pairs)
+        return torch.zeros(1, 1, total, dtype=self.dtype)
+
 
 def stored_pixels(folder: Path, model: CommVisionModel, images: CommImageProcessor) -> StoredPixels:
     """The features of every encoder of `model`, from FOLDER/NAME of each.

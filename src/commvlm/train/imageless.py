@@ -2,6 +2,7 @@
 
 Processes that share gradients or weights wait for each other in every module. So a batch without an image gets one row
 more: a grey image and nothing supervised. Its gradient is exactly zero, and no process waits for one that has no image.
+Where features are read in place of pixels it is features, zeros, so that it runs no encoder that others do not.
 """
 
 from __future__ import annotations
@@ -19,14 +20,14 @@ from ..data.packing import Batch
 
 @dataclass(frozen=True)
 class EveryBranch:
-    """A collator whose batches always hold an image. pixels: (1, P), a grey one."""
+    """A collator whose batches always hold an image. pixels: (1, P), a grey one, or (1, 1, F), features that are zero."""
 
     collator: Collator
     image_id: int
     pixels: torch.Tensor
 
     def __call__(self, groups: list[list[Example]]) -> Batch:
-        """As the collator's; without images (b + 1, n) with n at least the image's tokens, and pixel_values (1, P)."""
+        """As the collator's; without images (b + 1, n) with n at least the image's tokens, and `pixels`."""
         batch = self.collator(groups)
         return batch if "pixel_values" in batch else self._with_grey(batch)
 

@@ -23,7 +23,7 @@ from ..data.spares import Spares
 from ..model.attention import available, packs
 from ..model.modeling import CommForConditionalGeneration
 from ..model.processing import CommProcessor
-from ..model.stored_pixels import stored_pixels
+from ..model.stored_pixels import StoredPixels, stored_pixels
 from .calibrate import scale_visual_tokens
 from .callbacks import Watch
 from .imageless import EveryBranch
@@ -59,7 +59,7 @@ def run_stage(
             _scale(recipe, stage, model, mixture, collator)
         trainer = StageTrainer(
             model=model, args=arguments(recipe, stage, model, folder), train_dataset=mixture,  # type: ignore[arg-type]
-            data_collator=_with_grey(collator, processor),  # type: ignore[arg-type]
+            data_collator=every_branch(collator, processor),  # type: ignore[arg-type]
             method=recipe.train.optimizer, trains=stage.trains, decay=stage.decay, spike=stage.spike, batch=stage.batch,
             stopped=log.with_name(STOPPED), adapted=stage.lora.rank > 0, callbacks=[watch],
         )  # fmt: skip
@@ -108,9 +108,15 @@ def _scale(
         scale_visual_tokens(model, first["pixel_values"], scale=scale)
 
 
-def _with_grey(collator: Collator, processor: CommProcessor) -> EveryBranch:
-    grey = processor.image_processor(images=[Image.new("RGB", (64, 64), (128, 128, 128))], return_tensors="pt")
-    return EveryBranch(collator, image_id_of(processor.tokenizer), grey["pixel_values"])
+def every_branch(collator: Collator, processor: CommProcessor) -> EveryBranch:
+    """Its stand-in for an image is read as images are: pixels by the encoders, or features in their place."""
+    shown = collator.image_processor
+    if isinstance(shown, StoredPixels):
+        pixels = shown.blank()
+    else:
+        grey = Image.new("RGB", (64, 64), (128, 128, 128))
+        pixels = processor.image_processor(images=[grey], return_tensors="pt")["pixel_values"]
+    return EveryBranch(collator, image_id_of(processor.tokenizer), pixels)
 
 
 def arguments(recipe: Recipe, stage: Stage, model: CommForConditionalGeneration, folder: Path) -> TrainingArguments:
