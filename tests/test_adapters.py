@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 from ranks import KillAtStep, start
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from test_parallel import command, log_of
+from test_train import CONV
 
 from commvlm.app.checkpoint import load_checkpoint
 from commvlm.cli import main
@@ -22,6 +23,7 @@ from commvlm.train.keys import RecipeError
 from commvlm.train.parts import settle_parts
 from commvlm.train.recipe import Lora
 from commvlm.train.run import check, train
+from commvlm.train.trainer import StageTrainer
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}
 TRAINS = {"merge": 1e-3, "align": 1e-3, "project": 1e-3, "language_model": 1e-2}
@@ -150,6 +152,78 @@ class TestInterrupted:
         assert log_of(tmp_path / "run") == log_of(straight)
         for file in (straight / "model").iterdir():
             assert (tmp_path / "run" / "model" / file.name).read_bytes() == file.read_bytes()
+
+    @pytest.mark.parametrize("written", [True, False], ids=["written down", "by an older version"])
+    @pytest.mark.parametrize("trains", [TRAINS, {"language_model": 1e-2}], ids=["all", "adapters alone"])
+    def test_a_run_whose_stages_are_done_is_finished_and_says_what_they_trained(
+        self, small, tmp_path, monkeypatch, trains, written
+    ):
+        """The second stage goes on from the first one's merged model; older versions did not write down what is trained."""
+        first = {"name": "first", "steps": 1, "batch": 2, "warmup": 0.0, "trains": trains, "lora": LORA}
+        recipe = small(stages=[first, {**first, "name": "second", "lora": {**LORA, "rank": 2}}])
+        train(recipe, tmp_path / "straight")
+
+        def lost(*args: Any, **kwargs: Any) -> None:
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patched:
+            patched.setattr("commvlm.train.run._finish", lost)
+            with pytest.raises(KeyboardInterrupt):
+                train(recipe, tmp_path / "run")
+        kept = sorted((tmp_path / "run").glob("stages/*/parts.json"))
+        assert len(kept) == 2
+        for file in kept * (not written):
+            file.unlink()
+        with monkeypatch.context() as patched:
+            if written:
+                patched.setattr("commvlm.train.run.Adapters", None)  # nothing is made ready once more
+            train(recipe, tmp_path / "run")
+        said, expected = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("run", "straight"))
+        for key in ("parts", "stages"):
+            assert said[key] == expected[key]
+        assert (
+            said["stages"]["first"]["language_model"]["trained"] == 2 * said["parts"]["language_model"]["trained"] > 0
+        )
+        one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "straight"))
+        assert all(torch.equal(one[name], two[name]) for name in two)
+
+    def test_batch_norms_go_on_from_what_they_gathered(self, small, tmp_path, monkeypatch):
+        only = {"name": "only", "steps": 5, "batch": 2, "warmup": 0.0, "trains": TRAINS, "lora": LORA}
+        recipe = small(*CONV, "--train.precision", "fp32", stages=[only])
+        train(recipe, tmp_path / "straight")
+        clip = StageTrainer._clip_grad_norm
+
+        def stopping(trainer: Any, model: Any) -> Any:
+            if trainer.state.global_step + 1 == 5:
+                raise KeyboardInterrupt
+            return clip(trainer, model)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(StageTrainer, "_clip_grad_norm", stopping)
+            with pytest.raises(KeyboardInterrupt):
+                train(recipe, tmp_path / "run")
+        train(recipe, tmp_path / "run")
+        one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("run", "straight"))
+        counts = [tensor.item() for name, tensor in two.items() if name.endswith("num_batches_tracked")]
+        assert set(counts) == {5}
+        assert {name for name in two if not torch.equal(one[name], two[name])} == set()
+
+    def test_checkpoints_without_statistics_are_loaded(self, small, tmp_path):
+        model, _ = assemble(small(*CONV).model)
+        settle_parts(model, {"merge": 1e-3})
+        weights = {name: torch.rand_like(p) for name, p in model.named_parameters() if p.requires_grad}
+        save_file(weights, tmp_path / FILE)
+        before = {name: buffer.clone() for name, buffer in model.named_buffers()}
+        load_trained(model, tmp_path)
+        found = dict(model.named_parameters())
+        assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
+        assert all(torch.equal(buffer, before[name]) for name, buffer in model.named_buffers())
+
+    def test_statistics_of_frozen_batch_norms_are_not_among_what_is_trained(self, small, tmp_path):
+        model, _ = assemble(small(*CONV).model)
+        settle_parts(model, {"project": 1e-3})
+        save_trained(model, tmp_path)
+        assert set(load_file(tmp_path / FILE)) == {n for n, p in model.named_parameters() if p.requires_grad}
 
     def test_weights_of_other_adapters_are_refused(self, small, tmp_path):
         model, _ = assemble(small().model)

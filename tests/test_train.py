@@ -39,6 +39,7 @@ from commvlm.train.whole import writing
 Tensors = dict[str, torch.Tensor]
 PARTS = ("merge", "align", "project", "language_model")
 TIMES = ("seconds", "tokens_per_second")
+CONV = ["--model.encoders.clip.merge", "conv-layerscale", "--model.encoders.dinov2.merge", "conv-layerscale"]
 
 
 def one_stage(**settings: Any) -> list[dict[str, Any]]:
@@ -400,6 +401,16 @@ class TestStages:
         assert set(before) == set(after)
         for name, part in part_of.items():
             assert torch.equal(before[name], after[name]) == (part not in parts), name
+
+    def test_frozen_merges_keep_what_their_batch_norms_gathered(self, small, tmp_path):
+        recipe = small(*CONV, "--train.visual_scale", "null", stages=one_stage(steps=2, trains={"project": 1e-3}))
+        before = assemble(recipe.model, seed=recipe.train.seed)[0].state_dict()
+        train(recipe, tmp_path / "run")
+        after = weights_of(tmp_path / "run")
+        assert any("running_mean" in name for name in after)
+        changed = {name for name, tensor in after.items() if not torch.equal(tensor, before[name])}
+        assert changed
+        assert all("multi_modal_projector" in name for name in changed)
 
     def test_a_part_that_there_is_not(self, small):
         model, _ = assemble(small().model)

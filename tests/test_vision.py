@@ -158,6 +158,37 @@ def test_merges_without_weights_list_none(root):
     assert model.layer_weights() == {"clip": {}}
 
 
+def test_a_frozen_batch_norm_goes_by_what_it_has_gathered_and_gathers_no_more(root):
+    """One encoder's is frozen, the other's learns: each image alone gives the frozen one's tokens of both together."""
+    specs = [EncoderSpec(spec.name, spec.checkpoint, "all", "conv-layerscale") for spec in comm_specs(root)]
+    model = build_model(specs, language_model=language_model_folder(root))
+    vision = model.model.vision_tower
+    frozen, learning = vision.branches.values()
+    for branch in (frozen, learning):
+        for norm in branch.merge.norms:
+            norm.running_mean.normal_()
+            norm.running_var.uniform_(0.5, 2)
+    frozen.merge.requires_grad_(False)
+    before = {name: buffer.clone() for name, buffer in vision.branches.named_buffers()}
+    rows = pixels(model, images=2)
+    vision.train()(pixel_values=rows)
+    for branch, stays in ((frozen, True), (learning, False)):
+        assert branch.training
+        assert {norm.training for norm in branch.merge.norms} == {not stays}
+    changed = {name for name, buffer in vision.branches.named_buffers() if not torch.equal(buffer, before[name])}
+    first, second = vision.branches
+    assert changed == {name for name in before if name.startswith(f"{second}.")}
+    for index, (name, stays) in enumerate([(first, True), (second, False)]):
+        setting = vision.config.branches[index]
+        shown = vision.split_pixels(rows)[index]
+        with torch.no_grad():
+            both = vision.branch_tokens(setting, shown, frozenset())
+            apart = torch.cat([vision.branch_tokens(setting, row[None], frozenset()) for row in shown])
+        assert torch.allclose(both, apart, atol=1e-4) == stays, name
+    frozen.merge.requires_grad_(True)
+    assert all(norm.training for norm in vision.train().branches[first].merge.norms)
+
+
 @pytest.mark.parametrize("fuse", ["gated-sum", {"kind": "token-concat"}])
 def test_save_and_load_keep_every_setting(root, tmp_path, fuse):
     clip, dino = comm_specs(root)

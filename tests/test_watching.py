@@ -13,7 +13,7 @@ from conftest import small_options
 
 from commvlm.cli import main
 from commvlm.train.keys import RecipeError
-from commvlm.train.recipe import Recipe
+from commvlm.train.recipe import Recipe, load_recipe
 from commvlm.train.run import check, train
 from commvlm.train.sources import named_examples, stage_mixture
 from commvlm.train.stage import attention
@@ -53,6 +53,18 @@ class TestTheLog:
     def test_frozen_parts_have_none(self, small, tmp_path):
         train(small("--train.log_every", "1", stages=stage(trains={"merge": 1e-3}, steps=1)), tmp_path / "run")
         assert set(rows_of(tmp_path / "run")[0]["grad_norms"]) == {"merge"}
+
+    @pytest.mark.parametrize(
+        ("warmup", "rates"), [({}, [0, 1, 1, 1]), ({"warmup": 0.5}, [0, 0.5, 1, 1]), ({"warmup": 0.0}, [1, 1, 1, 1])]
+    )
+    @pytest.mark.parametrize("schedule", ["constant", "constant_with_warmup"])
+    def test_says_that_rates_rise_and_stay(self, small, tmp_path, schedule, warmup, rates):
+        """Over the share of the steps that recipe.yaml says, rounded up; from 0, as everywhere in the library."""
+        only = {"name": "only", "steps": 4, "batch": 1, "trains": {"merge": 1e-3}, "schedule": schedule, **warmup}
+        recipe = small("--train.log_every", "1", stages=[only])
+        train(recipe, tmp_path / "run")
+        assert load_recipe(tmp_path / "run" / "recipe.yaml").train.stages[0].warmup == warmup.get("warmup", 0.03)
+        assert [row["lr"] for row in rows_of(tmp_path / "run")] == pytest.approx([1e-3 * rate for rate in rates])
 
 
 class TestTrackers:

@@ -17,7 +17,7 @@ class ConvLayerscale(Layerscale):
     """Conv-Layerscale: Layerscale with convolution and BatchNorm in LLN's place, `sum_i w_i * BN_i(Conv_i(z_i))`.
 
     kernel: side of the convolution over the grid of patches, odd; the paper does not state it. share, weight: as in
-    LLN-Layerscale. In training, BatchNorm's statistics are those of the images at hand on one device.
+    LLN-Layerscale. While it is trained, BatchNorm's statistics are those of the images at hand on one device.
     """
 
     def __init__(

@@ -45,6 +45,11 @@ def initialise(module: nn.Module) -> None:
             init.zeros_(module.queries)
 
 
+def learns(norm: nn.BatchNorm2d) -> bool:
+    """Whether a BatchNorm is trained; the statistics of one that is not are a part of its frozen weights."""
+    return any(parameter.requires_grad for parameter in norm.parameters())
+
+
 class CommVisionModel(PreTrainedModel):
     """Frozen encoders, their branches, fused: pixel_values (images, P) -> (images, N, hidden_size).
 
@@ -82,11 +87,15 @@ class CommVisionModel(PreTrainedModel):
         return self.get_submodule(f"enc_{name}")  # type: ignore[return-value]
 
     def train(self, mode: bool = True) -> CommVisionModel:
-        """Encoders stay frozen, in eval mode, whatever the rest does; adapters beside their weights (peft's) may learn."""
+        """Encoders stay frozen, in eval mode, whatever the rest does; adapters beside their weights (peft's) may learn.
+        BatchNorms without a gradient stay in eval mode, too."""
         super().train(mode)
         for name in self.config.names:
             for key, parameter in self.encoder(name).eval().named_parameters():
                 parameter.requires_grad_(parameter.requires_grad and ".lora_" in key)
+        for module in self.modules():
+            if isinstance(module, nn.BatchNorm2d) and not learns(module):
+                module.eval()
         return self
 
     def split_pixels(self, pixel_values: Tensor) -> list[Tensor]:

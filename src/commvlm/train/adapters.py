@@ -20,12 +20,13 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from ..model.modeling import CommForConditionalGeneration
+from ..model.vision import learns
 from .keys import RecipeError
 from .recipe import Lora
 
 NAME = "default"
 FILE = "trained.safetensors"
-"""In a checkpoint: every weight that is trained, by its name in the model."""
+"""In a checkpoint: every weight that is trained, and what BatchNorms gathered, by its name in the model."""
 
 
 class Adapters:
@@ -111,18 +112,30 @@ def _hold_in_4_bits(model: nn.Module, layers: Mapping[str, nn.Linear], dtype: to
 
 
 def save_trained(model: nn.Module, folder: Path) -> None:
-    """Every weight that is trained, as `folder`/FILE."""
-    trained = {name: p.detach().cpu().contiguous() for name, p in model.named_parameters() if p.requires_grad}
-    save_file(trained, folder / FILE)
+    """Every weight that is trained, and the statistics of BatchNorms that are, as `folder`/FILE."""
+    learned = _trained(model) | _statistics(model)
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in learned.items()}, folder / FILE)
 
 
 @torch.no_grad()
 def load_trained(model: nn.Module, folder: Path) -> None:
-    """The weights of `save_trained` back in their places. Raises ValueError where they are not exactly those trained."""
+    """What `save_trained` saved back in its places; statistics are left alone where the file, an older one, has none. Raises
+    ValueError where the weights are not exactly those trained."""
     saved = load_file(folder / FILE)
-    trained = {name: p for name, p in model.named_parameters() if p.requires_grad}
-    odd = sorted(saved.keys() ^ trained.keys())
+    trained, statistics = _trained(model), _statistics(model)
+    odd = sorted((saved.keys() - statistics.keys()) ^ trained.keys())
     if odd:
         raise ValueError(f"{folder} does not hold what is trained here ({len(odd)} names differ, first: {odd[0]})")
-    for name, parameter in trained.items():
-        parameter.copy_(saved[name])
+    places = trained | statistics
+    for name, tensor in saved.items():
+        places[name].copy_(tensor)
+
+
+def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def _statistics(model: nn.Module) -> dict[str, torch.Tensor]:
+    """The buffers of BatchNorms that are trained, by their names in the model."""
+    norms = {n: module for n, module in model.named_modules() if isinstance(module, nn.BatchNorm2d) and learns(module)}
+    return {f"{n}.{name}": buffer for n, norm in norms.items() for name, buffer in norm.named_buffers()}

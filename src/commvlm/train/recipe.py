@@ -120,9 +120,9 @@ class Stage:
     """trains: part -> learning rate; every part that is not named is frozen. Parts: merge, align, project, language_model;
     encoders only through lora. batch: images of one update, over all processes; micro_batch: at most how many of them at
     once on one. weights: source -> weight, in place of the sources' own. mix: one of data.mixes, in place of weights.
-    warmup: share of the steps over which the rates rise from 0; schedule: how they go on. decay: weight decay. clip: the
-    gradient's largest norm, 0 for none. spike: a step whose loss is over so many times the
-    last logged mean stops the run, as one that is no number always does."""
+    warmup: share of the steps over which the rates rise from 0, under every schedule; schedule: how they go on ("constant"
+    and "constant_with_warmup" are one). decay: weight decay. clip: the gradient's largest norm, 0 for none. spike: a step
+    whose loss is over so many times the last logged mean stops the run, as one that is no number always does."""
 
     name: str
     steps: int

@@ -27,6 +27,8 @@ from .trainer import checkpoints, discard
 from .whole import save_whole
 
 TRACKERS = ("tensorboard", "trackio", "wandb")
+SETTLED = "parts.json"
+"""In a finished stage's folder, from before its model is there: what it trained, as `parts.settle_parts` said."""
 
 
 def train(recipe: Recipe, out: Path, *, weights: str = "checkpoint") -> Path:
@@ -139,16 +141,16 @@ def _train(recipe: Recipe, out: Path, weights: str) -> None:
     parts: dict[str, Any] = {}
     for stage in recipe.train.stages:
         folder = out / "stages" / stage.name
-        adapters = None
+        adapters, done = None, (folder / "model").is_dir()
         with together():
-            if stage.lora.rank and not (folder / "model").is_dir():
-                dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
-                adapters = Adapters(model, stage.lora, seed=recipe.train.seed, dtype=dtype)
-            parts[stage.name] = settle_parts(model, stage.trains, stage.lora)
+            if done:
+                parts[stage.name] = _settled(recipe, stage, model, folder)
+            else:
+                adapters, parts[stage.name] = _settle(recipe, stage, model)
         if first:
             said = parts_table(parts[stage.name])
             print(f"stage {stage.name}: {stage.steps} steps of {stage.batch}\n{said}", flush=True)
-        if (folder / "model").is_dir():
+        if done:
             model = CommForConditionalGeneration.from_pretrained(folder / "model")
             continue
         trainer = run_stage(recipe, stage, model, processor, examples, folder, log=out / "log.jsonl")
@@ -159,6 +161,7 @@ def _train(recipe: Recipe, out: Path, weights: str) -> None:
             adapters.merge()
         with together():
             if first:
+                write_text(folder / SETTLED, json.dumps(parts[stage.name], indent=1))
                 save_whole(folder / "model", whole, None)
                 for old in checkpoints(folder):
                     discard(old)
@@ -171,6 +174,25 @@ def _train(recipe: Recipe, out: Path, weights: str) -> None:
     with together():
         if first:
             _finish(recipe, out, model, processor, parts, seconds=time.monotonic() - began)
+
+
+def _settle(
+    recipe: Recipe, stage: Stage, model: CommForConditionalGeneration
+) -> tuple[Adapters | None, dict[str, Any]]:
+    """The model ready for a stage: its adapters, if it has any, and what is trained."""
+    adapters = None
+    if stage.lora.rank:
+        dtype = torch.bfloat16 if recipe.train.precision == "bf16" else torch.float32
+        adapters = Adapters(model, stage.lora, seed=recipe.train.seed, dtype=dtype)
+    return adapters, settle_parts(model, stage.trains, stage.lora)
+
+
+def _settled(recipe: Recipe, stage: Stage, model: CommForConditionalGeneration, folder: Path) -> dict[str, Any]:
+    """What a finished stage trained. In a folder from before this was written down it is found on the model before the stage,
+    which is of no use afterwards."""
+    if (folder / SETTLED).exists():
+        return json.loads((folder / SETTLED).read_text(encoding="utf-8"))
+    return _settle(recipe, stage, model)[1]
 
 
 def _finish(
