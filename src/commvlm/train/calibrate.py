@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from ..model.modeling import CommForConditionalGeneration
+from ..model.vision import learns
 
 
 @torch.no_grad()
@@ -37,8 +38,8 @@ def scale_visual_tokens(model: CommForConditionalGeneration, pixel_values: Tenso
 
 @contextmanager
 def _by_batch(module: nn.Module) -> Iterator[None]:
-    """BatchNorms go by the batch, and what they have gathered stays as it is."""
-    norms = [inner for inner in module.modules() if isinstance(inner, nn.BatchNorm2d)]
+    """BatchNorms that learn go by the batch, and what they have gathered stays as it is."""
+    norms = [inner for inner in module.modules() if isinstance(inner, nn.BatchNorm2d) and learns(inner)]
     before = [(norm.training, norm.track_running_stats) for norm in norms]
     for norm in norms:
         norm.training, norm.track_running_stats = True, False
