@@ -153,8 +153,15 @@ class TestInterrupted:
         for file in (straight / "model").iterdir():
             assert (tmp_path / "run" / "model" / file.name).read_bytes() == file.read_bytes()
 
-    @pytest.mark.parametrize("written", [True, False], ids=["written down", "by an older version"])
-    @pytest.mark.parametrize("trains", [TRAINS, {"language_model": 1e-2}], ids=["all", "adapters alone"])
+    @pytest.mark.parametrize(
+        ("trains", "written"),
+        [
+            pytest.param({"language_model": 1e-2}, True, id="adapters alone"),
+            pytest.param(TRAINS, True, id="all", marks=pytest.mark.slow),
+            pytest.param({"language_model": 1e-2}, False, id="adapters alone, older", marks=pytest.mark.slow),
+            pytest.param(TRAINS, False, id="all, older", marks=pytest.mark.slow),
+        ],
+    )
     def test_a_run_whose_stages_are_done_is_finished_and_says_what_they_trained(
         self, small, tmp_path, monkeypatch, trains, written
     ):

@@ -164,6 +164,7 @@ class TestFullySharded:
         for name, tensor in expected.items():
             torch.testing.assert_close(found[name], tensor, atol=2e-4, rtol=1e-3, msg=lambda t, n=name: f"{n}: {t}")
 
+    @pytest.mark.slow  # what it is about is tested by itself in test_loss_shared.py
     @pytest.mark.parametrize("tied", [True, False])
     def test_makes_a_loss_in_slices_with_other_numbers_of_supervised_tokens(self, world, one, tmp_path, tied):
         """Each slice is a call of the head, which puts its weights together: as many in every process, or they hang."""

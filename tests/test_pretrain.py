@@ -47,7 +47,9 @@ def weights(out):
     return torch.load(out / "progress.pt", weights_only=True)["model"]
 
 
-@pytest.mark.parametrize("part", ["lm", "clip", "dinov2", "mae", "deit"])
+@pytest.mark.parametrize(
+    "part", ["lm", "dinov2", *(pytest.param(part, marks=pytest.mark.slow) for part in ("clip", "mae", "deit"))]
+)
 def test_a_stopped_run_goes_on_to_the_same_weights(part, tmp_path, monkeypatch):
     folder = start(part, tmp_path / "straight", 4)
     ask = checkpoint.Progress.updates

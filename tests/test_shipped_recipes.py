@@ -16,7 +16,6 @@ from test_model_tiny import prompt
 from commvlm.cli import main
 from commvlm.model import build_config, build_model
 from commvlm.model.checkpoints import find_checkpoint
-from commvlm.model.cost import inspect_visual_half
 from commvlm.model.families import family_of, vision_half
 from commvlm.train.assemble import encoder_spec, model_settings
 from commvlm.train.recipe import load_recipe, shipped_recipes
@@ -48,10 +47,7 @@ def test_true_sizes_need_facts_alone(name):
     assert all(find_checkpoint(encoder.checkpoint).source == "facts" for encoder in recipe.model.encoders)
     if "/" in name:  # a peer or a control: COMM's with another visual half
         assert recipe.model.language_model == load_recipe("comm-7b").model.language_model
-        config = build_config(**model_settings(recipe.model))
-        assert config.num_image_tokens == PROMISED[name]
-        trained = {row.encoder: row.trained for row in inspect_visual_half(config) if row.part == "encoders"}
-        assert trained == {encoder.name: 0 for encoder in recipe.model.encoders}
+        assert build_config(**model_settings(recipe.model)).num_image_tokens == PROMISED[name]
         return
     rows = inspected(name)
     assert rows["total", ""]["tokens"] == PROMISED.get(name, rows["total", ""]["tokens"])

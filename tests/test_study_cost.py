@@ -33,6 +33,7 @@ def last_stage(run: Run) -> Run:
     return replace(run, recipe=replace(run.recipe, train=replace(train, stages=train.stages[-1:])))
 
 
+@pytest.mark.slow
 def test_every_row_costs_what_its_own_plan_says(world, tmp_path):
     scale = replace(load_scale("micro"), seeds=2)
     rows = [row for row in rows_of(scale, ["table-1", "peers"]) if row.name in ("clip last", "COMM", "peer mmvp-imof")]
