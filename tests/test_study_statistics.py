@@ -168,7 +168,7 @@ def apart(rows, one, other):
         ((5.0,), 0.0, False),
         ((1.0, 10.0), 0.0, True),
         *(pytest.param(*one, marks=pytest.mark.slow) for one in (((1.0, 10.0), 0.9, False), ((5.0,), 0.9, True))),
-    ],  # fmt: skip
+    ],
 )
 def test_equal_rows_are_seldom_told_apart_by_seed_noise_alone(seeds, spreads, shared, logits):
     """shared: of a row's variance, what its seed does to all rows. logits: noise in tenths of them, at levels of 43 to 98 %,
