@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
+import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from commvlm.cli import main
 from commvlm.microworld.writer import write_world
 from commvlm.train.recipe import Recipe, load_recipe
 
@@ -67,3 +71,82 @@ def few(scale, world):
     from commvlm.study.runs import runs_of
 
     return runs_of(replace(scale, seeds=1), rows_of(scale, ["figure-2"])[:4], data=str(world))
+
+
+@pytest.fixture(scope="module")
+def imported() -> None:
+    """The Trainer collects garbage after every stage; what the imports left need not be looked through each time."""
+    gc.collect()
+    gc.freeze()
+
+
+def called(argv: list[str]) -> int:
+    """The exit code, whether it is returned or raised."""
+    try:
+        return main(argv)
+    except SystemExit as left:
+        return int(left.code or 0)
+
+
+def said(stderr: str) -> list[str]:
+    """The lines that are no progress bars."""
+    return [line for line in re.split(r"[\r\n]+", stderr) if line.strip() and not re.search(r"\d+%\|", line)]
+
+
+@pytest.fixture
+def refused(capfd) -> Callable[..., str]:
+    """refused(*argv) -> the one line on stderr of a command that must end with exit code 2."""
+
+    def run(*argv: str | Path) -> str:
+        capfd.readouterr()
+        assert called([str(word) for word in argv]) == 2
+        lines = said(capfd.readouterr().err)
+        assert len(lines) == 1, lines
+        assert lines[0].startswith("commvlm: error: ")
+        assert len(lines[0]) < 600
+        return lines[0].removeprefix("commvlm: error: ")
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def finished(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A trained run, which tests leave as it is."""
+    out = tmp_path_factory.mktemp("cli") / "run"
+    stages = [{"name": "only", "steps": 1, "batch": 1, "trains": {"project": 1e-3}}]
+    options = small_options(world, "--evaluate.max_new_tokens", "4", stages=stages)
+    assert main(["train", "micro", "--out", str(out), *options]) == 0
+    return out
+
+
+@pytest.fixture
+def run(finished, tmp_path) -> Path:
+    """One's own copy of it."""
+    return shutil.copytree(finished, tmp_path / "run")
+
+
+@pytest.fixture
+def figures(capsys) -> Callable[..., dict[str, Any]]:
+    """figures("pope", "--references", ...) -> the JSON of `commvlm score`."""
+
+    def run(*argv: str | Path) -> dict[str, Any]:
+        capsys.readouterr()
+        assert main(["score", *map(str, argv), "--json"]) == 0
+        return json.loads(capsys.readouterr().out)
+
+    return run
+
+
+@pytest.fixture
+def refused_score(capsys) -> Callable[..., str]:
+    """refused_score("pope", "--references", ...) -> the one line of a `commvlm score` that ends with exit code 2."""
+
+    def run(*argv: str | Path) -> str:
+        capsys.readouterr()
+        assert main(["score", *map(str, argv)]) == 2
+        out, err = capsys.readouterr()
+        assert out == ""
+        assert err.count("\n") == 1
+        return err
+
+    return run

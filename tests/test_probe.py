@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import pickle
 import re
 import shutil
 from collections.abc import Sequence
@@ -21,21 +20,18 @@ from commvlm.app.probe_report import write_into
 from commvlm.cli import main
 from commvlm.data.boxes import box_iou
 from commvlm.data.geometry import PadSquare
-from commvlm.evaluate.metrics.bootstrap import bootstrap
 from commvlm.microworld.readout import micro_problem
-from commvlm.model.frozen import open_frozen
 from commvlm.model.merges import MERGES
 from commvlm.model.spec import EncoderSpec
-from commvlm.probe import fitting, maps, tasks
-from commvlm.probe.advise import advise, agreement, costs
-from commvlm.probe.curves import Point, Probe, _point, best, highest, layer_shift, spearman
+from commvlm.probe import fitting, tasks
+from commvlm.probe.advise import advise, costs
+from commvlm.probe.curves import Probe
 from commvlm.probe.findings import findings
 from commvlm.probe.heads import new_head
 from commvlm.probe.problem import Picture, Problem, Thing, patch_centers, truth_of
-from commvlm.probe.refer import refer_problem, words_of
 from commvlm.probe.run import Settings, run_probe
 from commvlm.probe.tasks import Effort, Material
-from commvlm.probe.trained import Trained, read_trained
+from commvlm.probe.trained import read_trained
 from commvlm.train.assemble import located
 
 WORDS = ("star", "cup", "red")
@@ -189,139 +185,6 @@ class TestTasks:
         merge.load_state_dict(module.merge.state_dict())  # type: ignore[union-attr]
         expected = module.head(merge([states[:, k : k + 1] for k in range(3)])[:, 0])  # type: ignore[operator]
         torch.testing.assert_close(module(states), expected)
-
-
-def point(value: float, *, spread: float = 0.01, seed: int = 0) -> Point:
-    return Point(np.array([value]), value + spread * np.random.default_rng(seed).standard_normal(1000))
-
-
-class TestFindings:
-    @pytest.mark.parametrize("asked", [{"rec"}, {"auc"}, set()])
-    def test_what_was_not_asked_is_said_and_ends_nothing(self, asked):
-        """clip and dinov2, one task alone: each claim is told or is not read."""
-        points = {metric: {k: point(0.1 * k, seed=k) for k in (1, 2, 3, 4)} for metric in asked}
-        probe = SimpleNamespace(
-            encoders=lambda: ["clip", "dinov2"], heads=lambda: ["linear", "mlp"], metrics=lambda: list(points),
-            curve=lambda encoder, head, metric: points.get(metric, {}), merged=lambda *_: {}, twin=lambda _: None,
-            sources={name: {"depth": 4} for name in ("clip", "dinov2")},
-        )  # fmt: skip
-        told = {row.claim: row.verdict for row in findings(probe) if row.finding == "F2"}  # type: ignore[arg-type]
-        read = [claim for claim, verdict in told.items() if verdict != "not read"]
-        assert len(told) == 3
-        assert len(read) == {"rec": 2, "auc": 1}.get("".join(asked), 0)
-
-
-class TestIntervals:
-    def test_one_seeds_interval_is_that_of_the_bootstrap_by_image(self):
-        rng = np.random.default_rng(3)
-        images = rng.integers(0, 80, 400)
-        values = (rng.random(400) < 0.3 + 0.4 * (images % 2)).astype(float)
-        sums, counts = np.bincount(images, values, 80), np.bincount(images, minlength=80).astype(float)
-        times = np.random.default_rng(0).multinomial(80, np.full(80, 1 / 80), size=2000).astype(float)
-        found = _point(sums[None], counts, times, seed=0).interval
-        other = bootstrap(values, images.tolist(), draws=2000)
-        assert found.value == pytest.approx(values.mean())
-        assert other is not None
-        assert found.low == pytest.approx(other.low, abs=0.01)
-        assert found.high == pytest.approx(other.high, abs=0.01)
-
-    def test_seeds_that_differ_widen_it(self):
-        sums, counts = np.ones((3, 50)) * np.array([[0.2], [0.5], [0.8]]), np.ones(50)
-        times = np.ones((1000, 50))
-        assert _point(sums[1:2], counts, times, seed=0).interval == pytest.approx((0.5, 0.5, 0.5))
-        low, high = _point(sums, counts, times, seed=0).interval[1:]
-        assert low < 0.35
-        assert high > 0.65
-
-    def test_differences_are_paired(self):
-        a, b = point(0.5, spread=0.1), point(0.48, spread=0.1)
-        assert a.minus(b).sure == 1
-        assert a.minus(point(0.48, spread=0.1, seed=9)).sure == 0
-        assert b.minus(a).sure == -1
-
-    def test_the_best_layer_and_its_rivals(self):
-        curve = {1: point(0.2, seed=1), 2: point(0.5, seed=2), 3: point(0.501, seed=3), 4: point(0.3, seed=4)}
-        assert best(curve) == (3, [2, 3])
-        deep = {k: point(0.1 * k, seed=10 + k) for k in range(1, 5)}
-        shift = layer_shift({1: point(0.9), 4: point(0.1)}, deep)
-        assert (shift.value, shift.sure) == (3, 1)
-
-    def test_the_best_of_equal_layers_is_not_above_them(self):
-        """Twelve layers that are all right half of the time: the last is seldom surely below the best of those before it."""
-        rng, told = np.random.default_rng(0), 0
-        counts = np.ones(300)
-        for k in range(100):
-            times = rng.multinomial(300, np.full(300, 1 / 300), size=200).astype(float)
-            hits = rng.integers(0, 2, (12, 1, 300)).astype(float)
-            curve = {layer: _point(hits[layer], counts, times, seed=k) for layer in range(12)}
-            told += curve[11].minus(highest({layer: curve[layer] for layer in range(11)})).sure == -1
-        assert (
-            told <= 8
-        )  # 2.5 % and three standard errors; the maximum of all on the same images gives more than a third
-
-    def test_a_clearly_best_layer_is_its_own_score(self):
-        rng = np.random.default_rng(1)
-        counts, times = np.ones(300), rng.multinomial(300, np.full(300, 1 / 300), size=200).astype(float)
-        points = {
-            share: _point((rng.random((2, 300)) < share).astype(float), counts, times, seed=0) for share in (0.3, 0.9)
-        }
-        found = highest(points)
-        assert found.seeds.mean() == pytest.approx(points[0.9].seeds.mean())
-        np.testing.assert_allclose(found.draws, points[0.9].draws)
-
-    def test_spearman_by_hand(self):
-        assert spearman([1, 2, 3, 4], [10, 20, 40, 30]) == pytest.approx(0.8)
-        assert spearman([1, 2, 2, 3], [1, 2, 2, 3]) == pytest.approx(1)
-        assert spearman([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
-        assert np.isnan(spearman([1, 1, 1], [1, 2, 3]))
-
-    def test_agreement_with_trained_models(self):
-        points = {("clip", str(k)): point(v, seed=k) for k, v in enumerate((0.3, 0.5, 0.7, 0.6, 0.4), 1)}
-        same = [Trained("clip", str(k), (v - 0.1, v - 0.11)) for k, v in enumerate((0.3, 0.5, 0.7, 0.6, 0.4), 1)]
-        found = agreement(points, same)
-        assert (found.pairs, found.interval.value) == (5, pytest.approx(1))
-        assert found.interval.low > 0.8
-        turned = [Trained("clip", str(k), (1 - v,)) for k, v in enumerate((0.3, 0.5, 0.7, 0.6, 0.4), 1)]
-        assert agreement(points, turned).interval.high < -0.8
-        noisy = agreement(points, [Trained(t.encoder, t.place, t.scores, error=0.5) for t in same]).interval
-        assert noisy.low < 0 < noisy.high
-        with pytest.raises(ValueError, match="share 2 configurations"):
-            agreement(points, same[:2])
-
-
-class TestMaps:
-    def test_cosines_and_the_patch_of_a_point(self):
-        tokens = torch.randn(16, 5)
-        found = maps.similarity(tokens, 3).numpy()
-        raw = tokens.numpy()
-        expected = [a @ raw[3] / np.linalg.norm(a) / np.linalg.norm(raw[3]) for a in raw]
-        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-6)
-        view = PadSquare(64, 32)
-        assert maps.patch_at((0, 0), view, (4, 4)) == 4  # the padding is above
-        assert maps.patch_at((63.9, 31.9), view, (4, 4)) == 11
-        with pytest.raises(ValueError, match="is not in the image"):
-            maps.patch_at((0, 32), view, (4, 4))
-
-    def test_principal_components_are_those_of_the_covariance_whatever_the_sign(self):
-        tokens = torch.randn(50, 6) * torch.tensor([9.0, 5, 3, 0.1, 0.1, 0.1])
-        found = maps.principal(tokens)
-        torch.testing.assert_close(found, maps.principal(tokens))
-        _, axes = np.linalg.eigh(np.cov(tokens.numpy().T))
-        for k in range(3):
-            scores = tokens.numpy() @ axes[:, -1 - k]
-            assert abs(np.corrcoef(scores, found[:, k].numpy())[0, 1]) > 0.97  # clipped at its ends
-        assert 0 <= found.min() <= found.max() <= 1
-
-    def test_they_are_drawn(self, tmp_path):
-        Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 64, 3), dtype=np.uint8)).save(tmp_path / "a.png")
-        command = ["probe", "simmap", str(tmp_path / "a.png"), "--at", "20,10", "--encoders", "clip,twin=micro:dinov2"]
-        assert main([*command, "--layers", "2,8", "--out", str(tmp_path / "m.png")]) == 0
-        assert Image.open(tmp_path / "m.png").width > 800
-        assert (
-            main(["probe", "pca", str(tmp_path / "a.png"), "--encoders", "clip", "--out", str(tmp_path / "p.png")]) == 0
-        )
-        assert main([*command[:3], "--at", "20,90", "--encoders", "clip", "--out", str(tmp_path / "n.png")]) == 2
-        assert not (tmp_path / "n.png").exists()
 
 
 SMALL = Settings(heads=("mlp",), seeds=2, effort=Effort(steps=4, patches=64), tasks=("rec", "presence"))
@@ -479,122 +342,9 @@ def test_a_studys_results_are_read_by_the_probes_names(tmp_path):
     assert set(found) == {"rec", "presence", "region"}
 
 
-def refer_line(image: str, expression: str, box: Sequence[float]) -> str:
-    return json.dumps({"img_path": image, "expression": expression, "bbox": list(box), "height": 40, "width": 60})
-
-
-class TestRefer:
-    def folder(self, tmp_path: Path, count: int = 12) -> Path:
-        (tmp_path / "images").mkdir()
-        lines = []
-        for k in range(count):
-            Image.new("RGB", (60, 40), (20 * k, 99, 99)).save(tmp_path / "images" / f"{k}.png")
-            lines += [
-                refer_line(f"{k}.png", "The red cup.", (0, 0, 20, 20)),
-                refer_line(f"{k}.png", "a cup", (0, 0, 20, 20)),
-            ]
-            lines.append(refer_line(f"{k}.png", "blue star on the left", (30, 10, 60, 40)))
-        (tmp_path / "lines.jsonl").write_text("\n".join(lines))
-        return tmp_path
-
-    def test_lines_become_objects_with_their_words(self, tmp_path):
-        found = refer_problem(self.folder(tmp_path), train=100, test=100)
-        assert (len(found.train), len(found.test), found.categories) == (9, 3, 0)
-        assert set(found.words) == {"red", "cup", "blue", "star", "left"}
-        first = found.train[0]
-        assert [t.box for t in first.things] == [(0, 0, 20, 20), (30, 10, 60, 40)]
-        assert first.things[0].asked == (("red", "cup"), ("cup",))
-        assert first.open().size == (60, 40)
-        assert words_of("The dog's 2nd  Ball, the ball") == ("dog", "s", "2nd", "ball")
-
-    def test_refer_pickles_have_categories_and_splits(self, tmp_path):
-        self.folder(tmp_path)
-        (tmp_path / "lines.jsonl").unlink()
-        refs = [
-            {"ref_id": k, "ann_id": k, "image_id": k, "category_id": 18 + k % 2, "split": "train" if k < 8 else "val",
-             "file_name": "x", "sent_ids": [k], "sentences": [{"sent_id": k, "sent": "red cup", "raw": "", "tokens": []}]}
-            for k in range(12)
-        ]  # fmt: skip
-        (tmp_path / "refs(unc).p").write_bytes(pickle.dumps(refs))
-        images = [{"id": k, "file_name": f"{k}.png", "width": 60, "height": 40} for k in range(12)]
-        boxes = [{"id": k, "image_id": k, "bbox": [1, 2, 10, 20]} for k in range(12)]
-        (tmp_path / "instances.json").write_text(json.dumps({"images": images, "annotations": boxes}))
-        found = refer_problem(tmp_path, train=6, test=3)
-        assert (len(found.train), len(found.test)) == (6, 3)
-        assert found.words == ("#18", "#19", "cup", "red")
-        assert found.categories == 2
-        assert found.train[1].things[0] == Thing((1, 2, 11, 22), ("#19", "red", "cup"), (("red", "cup"),))
-        google = tmp_path / "refs(google).p"  # the archives have it too, and it comes first by name
-        google.write_bytes(pickle.dumps([{**ref, "split": "val" if ref["ref_id"] < 8 else "train"} for ref in refs]))
-        assert truth_of(found.words, found.train, (2, 3)).present[0].tolist() == [1, 0, 1, 1]
-        boxes.append({"id": 99, "image_id": 0, "bbox": [30, 2, 10, 20], "category_id": 19})  # nobody speaks of it
-        (tmp_path / "instances.json").write_text(json.dumps({"images": images, "annotations": boxes}))
-        seen = refer_problem(tmp_path, train=6, test=3)
-        assert truth_of(seen.words, seen.train, (2, 3)).present[0].tolist() == [1, 1, 1, 1]
-        assert [picture.things for picture in seen.train] == [picture.things for picture in found.train]
-        again = refer_problem(tmp_path, train=6, test=3)
-        assert [p.identity for p in (*again.train, *again.test)] == [p.identity for p in (*found.train, *found.test)]
-        assert len(refer_problem(google, train=6, test=30).test) == 8
-
-    def test_what_is_wrong_is_one_line(self, tmp_path, capsys):
-        assert main(["probe", "clip", "--data", str(tmp_path / "none"), "--out", str(tmp_path / "o")]) == 2
-        assert "no such folder or file" in capsys.readouterr().err
-        assert main(["probe", "clip", "--data", str(tmp_path), "--out", str(tmp_path / "o")]) == 2
-        assert "no refs(*).p and no *.jsonl" in capsys.readouterr().err
-        assert main(["probe", "clp", "--out", str(tmp_path / "o")]) == 2
-        assert "clp" in capsys.readouterr().err
-        assert main(["probe", "clip", "--tasks", "reg", "--out", str(tmp_path / "o")]) == 2
-        assert "unknown task 'reg'; did you mean 'region'?" in capsys.readouterr().err
-
-
 def test_the_tiny_encoders_are_found_by_their_folders():
     names = probing.tiny_encoders()
     assert names[:2] == ["clip", "dinov2"]
     assert "lm" not in names
     assert [spec.name for spec in probing.encoder_specs(["micro"])] == names
     assert probing.encoder_specs(["a=micro:clip"])[0] == EncoderSpec("a", located("micro:clip"))
-
-
-SAMPLES = Path(__file__).resolve().parents[1].parent / "shared" / "samples" / "coco_images"
-
-
-@pytest.mark.slow
-@pytest.mark.timeout(1800)
-@pytest.mark.parametrize("checkpoint", ["openai/clip-vit-large-patch14", "facebook/dinov2-large"])
-def test_true_shapes_over_photos(checkpoint, tmp_path, capsys):
-    """ViT-L with random weights over photos with a refer-style file, at 224 pixels; the second call reads what is stored."""
-    photos = sorted(SAMPLES.glob("*.[jp][pn]g")) if SAMPLES.is_dir() else []
-    if not photos:
-        pytest.skip("needs the folder of sample photos")
-    (tmp_path / "images").mkdir()
-    lines = []
-    for k in range(6):
-        picture = Image.open(photos[k % len(photos)]).convert("RGB").rotate(90 * (k // len(photos)))
-        picture.save(tmp_path / "images" / f"{k}.png")
-        for said, box in (("the left cat", (10, 50, 310, 470)), ("right cat", (340, 20, 630, 370))):
-            entry = {"img_path": f"{k}.png", "expression": said, "bbox": box, "height": 480, "width": 640}
-            lines.append(json.dumps(entry))
-    (tmp_path / "lines.jsonl").write_text("\n".join(lines))
-    command = [
-        "probe",
-        checkpoint,
-        "--weights",
-        "random",
-        "--image-size",
-        "224",
-        "--data",
-        str(tmp_path),
-        "--layers",
-        "6,12,24",
-    ]
-    command += ["--seeds", "1", "--steps", "5", "--jobs", "1", "--batch", "2", "--out", str(tmp_path / "out")]
-    assert main(command) == 0
-    probe = Probe(tmp_path / "out")
-    (name,) = probe.encoders()
-    assert probe.sources[name]["grid"] == [16, 16]
-    assert list(probe.curve(name, "mlp", "rec")) == [6, 12, 24]
-    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "out" / "features" / name).glob("shard-*")}
-    assert main(command) == 0
-    assert times == {p: p.stat().st_mtime_ns for p in times}
-    source = open_frozen(EncoderSpec(name, checkpoint, layers=[6, 12, 24], image_size=224, weights="random"))
-    assert source.dim == 1024
