@@ -144,6 +144,31 @@ def test_what_is_no_receipt(tmp_path, capsys):
     assert len(json.loads(capsys.readouterr().out)) == 2
 
 
+@pytest.mark.parametrize(
+    ("changed", "text"),
+    [
+        ({"value": "high"}, "value is 'high', which is no float"),
+        ({"value": True}, "value is 'True'"),
+        ({"files": ["a"]}, "files is"),
+        ({"files": {"references": "a.json"}}, "files.references is no fingerprint"),
+        ({"predictions": "abc"}, "predictions is 'abc', which is no dict"),
+        ({"standard_error": "x"}, "standard_error is 'x'"),
+        ({"interval": [1]}, "interval is [1], it must be two numbers"),
+        ({"interval": [1, None]}, "must be two numbers"),
+        ({"made": 3}, "made is '3'"),
+    ],
+)
+def test_entries_of_other_kinds_are_named(tmp_path, capsys, changed, text):
+    good = made(tmp_path, "a", GOOD)
+    path = write_json(good, tmp_path / "good.json")
+    bad = write_json(good | changed, tmp_path / "bad.json")
+    assert main(["receipts", "diff", str(path), str(bad)]) == 2
+    error = capsys.readouterr().err
+    assert error.startswith(f"commvlm: error: {bad}: ")
+    assert text in error
+    assert error.count("\n") == 1
+
+
 def test_an_offline_score_has_a_receipt(tmp_path, capsys):
     rows = [
         {"question_id": k, "image": f"{k // 2}.jpg", "text": "Is it?", "label": ("yes", "no")[k % 2]} for k in range(4)

@@ -192,8 +192,8 @@ def _write_receipt(
     )  # fmt: skip
     if target.exists():
         earlier = read_receipt(target)
-        if earlier["predictions"]["sha256"] == fresh["predictions"]["sha256"]:
-            fresh |= {name: earlier[name] for name in ("made", "seconds")}
+        if (earlier.get("predictions") or {}).get("sha256") == fresh["predictions"]["sha256"]:
+            fresh |= {name: earlier.get(name) for name in ("made", "seconds")}
         if earlier == fresh:
             return
     write_json(fresh, target)

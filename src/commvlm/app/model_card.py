@@ -50,10 +50,15 @@ def model_card(model: CommForConditionalGeneration, about: About) -> str:
 
 def _result(receipt: Receipt) -> EvalResult:
     return EvalResult(
-        task_type="image-text-to-text", dataset_type=receipt["task"], dataset_name=receipt["split"] or receipt["task"],
-        metric_type=receipt["metric"], metric_name=f"{receipt['metric']} ({receipt['rule']})",
+        task_type="image-text-to-text", dataset_type=receipt["task"], dataset_name=receipt.get("split") or receipt["task"],
+        metric_type=_metric(receipt), metric_name=f"{_metric(receipt)} ({receipt['rule']})",
         metric_value=round(receipt["value"], 2),
     )  # fmt: skip
+
+
+def _metric(receipt: Receipt) -> str:
+    """Receipts of other tools may not name it."""
+    return receipt.get("metric") or "score"
 
 
 def _what(model: CommForConditionalGeneration) -> str:
@@ -117,7 +122,7 @@ def _scores(about: About) -> str:
     for receipt in about.receipts.values():
         low_high = receipt.get("interval")
         interval = "–" if low_high is None else f"{low_high[0]:.1f} to {low_high[1]:.1f}"
-        cells = (receipt["task"], receipt["rule"], receipt["metric"], f"{receipt['value']:.1f}", interval, receipt["n"])
+        cells = (receipt["task"], receipt["rule"], _metric(receipt), f"{receipt['value']:.1f}", interval, receipt["n"])
         lines.append(f"| {' | '.join(str(cell) for cell in cells)} |")
     said = f"What each figure was made of stands in `{RECEIPTS}/`; `commvlm receipts diff` compares two."
     if about.converted:

@@ -55,7 +55,8 @@ def _prompts(a: Receipt, b: Receipt) -> list[str]:
 
 
 def _answers(a: Receipt, b: Receipt) -> list[str]:
-    if _get(a, "predictions") and _get(b, "predictions") and a["predictions"]["sha256"] == b["predictions"]["sha256"]:
+    first, second = (_get(_get(receipt, "predictions") or {}, "sha256") for receipt in (a, b))
+    if first is not None and first == second:
         return (
             ["The answers are the same, byte for byte: only the scoring differs."] if a["value"] != b["value"] else []
         )

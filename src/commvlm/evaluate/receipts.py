@@ -121,17 +121,39 @@ def write_json(value: Mapping[str, object], path: Path) -> Path:
     return path
 
 
+NEEDED: dict[str, tuple[type, ...]] = {
+    "task": (str,), "rule": (str,), "value": (int, float), "n": (int,), "files": (dict,), "versions": (dict,)
+}  # fmt: skip
+"""What every receipt has. What else it may have follows; receipts of other tools may say nothing of it."""
+MAY: dict[str, tuple[type, ...]] = {
+    "metric": (str,), "split": (str,), "standard_error": (int, float), "interval": (list,), "unparsable": (int,),
+    "unwrapped": (int,), "predictions": (dict,), "prompt": (dict,), "box_codec": (str,), "made": (dict,),
+    "seconds": (int, float),
+}  # fmt: skip
+
+
 def read_receipt(path: Path) -> Receipt:
-    """Raises ValueError, or OSError, for a file that is no receipt."""
+    """Raises ValueError, or OSError, for a file that is no receipt, and for one whose entries are of other kinds."""
+    made = "give a receipt of commvlm evaluate or score"
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
     except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise ValueError(f"{path} is no JSON ({error}); give a receipt of commvlm evaluate or score") from error
-    lacking = [name for name in ("task", "rule", "value", "n", "files", "versions") if not _has(value, name)]
+        raise ValueError(f"{path} is no JSON ({error}); {made}") from error
+    lacking = [name for name in NEEDED if not isinstance(value, dict) or name not in value]
     if lacking:
-        raise ValueError(f"{path} is no receipt: it has no {lacking[0]}; give a receipt of commvlm evaluate or score")
+        raise ValueError(f"{path} is no receipt: it has no {lacking[0]}; {made}")
+    for name, kinds in (NEEDED | MAY).items():
+        found = value.get(name)
+        if not _is(found, kinds) and not (found is None and name in MAY):
+            raise ValueError(f"{path}: {name} is {str(found)[:40]!r}, which is no {kinds[-1].__name__}; {made}")
+    odd = [name for name, file in value["files"].items() if not isinstance(file, dict)]
+    if odd:
+        raise ValueError(f"{path}: files.{odd[0]} is no fingerprint of a file; {made}")
+    interval = value.get("interval")
+    if interval is not None and not (len(interval) == 2 and all(_is(end, (int, float)) for end in interval)):
+        raise ValueError(f"{path}: interval is {str(interval)[:40]}, it must be two numbers; {made}")
     return value
 
 
-def _has(value: object, name: str) -> bool:
-    return isinstance(value, Mapping) and name in value
+def _is(value: object, kinds: tuple[type, ...]) -> bool:
+    return isinstance(value, kinds) and not isinstance(value, bool)
