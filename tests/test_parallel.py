@@ -33,10 +33,11 @@ from commvlm.model import vision
 from commvlm.model.stored_pixels import stored_pixels
 from commvlm.train.assemble import assemble, load_tokenizer, located
 from commvlm.train.features import store_recipe
+from commvlm.train.imageless import STAND_IN
 from commvlm.train.keys import RecipeError
 from commvlm.train.parts import settle_parts
 from commvlm.train.recipe import Stage
-from commvlm.train.run import check
+from commvlm.train.run import check, train
 from commvlm.train.sharded import check_sharded, gathered
 from commvlm.train.stage import arguments, every_branch, shared_out
 from commvlm.train.trainer import checkpoints
@@ -276,6 +277,7 @@ class TestBatchesWithoutAnImage:
         groups = [[Example(f"t:{k}", "dialogue", None, (Turn("say", "red " * k),))] for k in (3, 1)]
         plain, with_grey = collator(groups), every_branch(collator, processor)(groups)
         assert (with_grey["pixel_values"].shape, with_grey["pixel_values"].dtype) == grey
+        assert with_grey.pop(STAND_IN)
         found = []
         for batch in (plain, with_grey):
             model.zero_grad()
@@ -290,6 +292,19 @@ class TestBatchesWithoutAnImage:
         for name, gradient in others.items():
             expected = gradients.get(name, torch.zeros(()).expand_as(gradient))
             torch.testing.assert_close(gradient, expected, atol=1e-6, rtol=1e-5)
+
+    def test_leave_batch_norms_as_they_are(self, small, world, texts, tmp_path):
+        """Text alone moves no statistics of images; a batch with images does."""
+        merges = [f"--model.encoders.{name}.merge=conv-layerscale" for name in ("clip", "dinov2")]
+        sources = json.loads(texts[-1])
+        for source in sources:
+            only = ["--data.group", "1", "--data.sources", json.dumps([source]), "--train.visual_scale", "null"]
+            stages = [{"name": "only", "steps": 2, "batch": 2, "trains": {"merge": 1e-3, "project": 1e-3}}]
+            train(small(*merges, *only, stages=stages), tmp_path / source["name"])
+            found = load_file(tmp_path / source["name"] / "model" / "model.safetensors")
+            counted = {int(value) for name, value in found.items() if name.endswith("num_batches_tracked")}
+            moved = [bool(value.any()) for name, value in found.items() if name.endswith("running_mean")]
+            assert (counted, any(moved)) == (({0}, False) if source["name"] == "texts" else ({2}, True))
 
 
 def whole(out: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from math import prod
 from typing import Any
 
@@ -48,6 +50,20 @@ def initialise(module: nn.Module) -> None:
 def learns(norm: nn.BatchNorm2d) -> bool:
     """Whether a BatchNorm is trained; the statistics of one that is not are a part of its frozen weights."""
     return any(parameter.requires_grad for parameter in norm.parameters())
+
+
+@contextmanager
+def by_batch(module: nn.Module) -> Iterator[None]:
+    """BatchNorms that learn go by the batch, and what they have gathered stays as it is."""
+    norms = [inner for inner in module.modules() if isinstance(inner, nn.BatchNorm2d) and learns(inner)]
+    before = [(norm.training, norm.track_running_stats) for norm in norms]
+    for norm in norms:
+        norm.training, norm.track_running_stats = True, False
+    try:
+        yield
+    finally:
+        for norm, (training, tracks) in zip(norms, before, strict=True):
+            norm.training, norm.track_running_stats = training, tracks
 
 
 class CommVisionModel(PreTrainedModel):

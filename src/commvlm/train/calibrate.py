@@ -7,15 +7,13 @@ dependent initialisation, as in Mishkin and Matas, "All you need is a good init"
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..model.modeling import CommForConditionalGeneration
-from ..model.vision import learns
+from ..model.vision import by_batch
 
 
 @torch.no_grad()
@@ -24,7 +22,7 @@ def scale_visual_tokens(model: CommForConditionalGeneration, pixel_values: Tenso
     word embeddings; returns the factor. Where the projection has none (`identity`), it is the last one of each encoder's
     alignment. pixel_values: (images, P) of a batch to measure on, by whose statistics BatchNorms (Conv-Layerscale's) measure,
     as they will in training. Raises ValueError where nothing can be scaled."""
-    with _by_batch(model.model.vision_tower):
+    with by_batch(model.model.vision_tower):
         features: Any = model.get_image_features(pixel_values, return_dict=True).pooler_output
     tokens = torch.cat(features).float()
     embeddings: Any = model.get_input_embeddings()
@@ -34,20 +32,6 @@ def scale_visual_tokens(model: CommForConditionalGeneration, pixel_values: Tenso
         for parameter in linear.parameters():
             parameter.mul_(factor)
     return factor
-
-
-@contextmanager
-def _by_batch(module: nn.Module) -> Iterator[None]:
-    """BatchNorms that learn go by the batch, and what they have gathered stays as it is."""
-    norms = [inner for inner in module.modules() if isinstance(inner, nn.BatchNorm2d) and learns(inner)]
-    before = [(norm.training, norm.track_running_stats) for norm in norms]
-    for norm in norms:
-        norm.training, norm.track_running_stats = True, False
-    try:
-        yield
-    finally:
-        for norm, (training, tracks) in zip(norms, before, strict=True):
-            norm.training, norm.track_running_stats = training, tracks
 
 
 def _last_linears(model: CommForConditionalGeneration) -> list[nn.Linear]:

@@ -2,6 +2,7 @@
 
 Processes that share gradients or weights wait for each other in every module. So a batch without an image gets one row
 more: a grey image and nothing supervised. Its gradient is exactly zero, and no process waits for one that has no image.
+The trainer is told by the key STAND_IN, and BatchNorms gather nothing from it.
 Where features are read in place of pixels it is features, zeros, so that it runs no encoder that others do not.
 """
 
@@ -17,6 +18,9 @@ from ..data.dialogue import IGNORED
 from ..data.example import Example
 from ..data.packing import Batch
 
+STAND_IN = "stand_in"
+"""The key of a batch whose only image stands in for none."""
+
 
 @dataclass(frozen=True)
 class EveryBranch:
@@ -27,9 +31,9 @@ class EveryBranch:
     pixels: torch.Tensor
 
     def __call__(self, groups: list[list[Example]]) -> Batch:
-        """As the collator's; without images (b + 1, n) with n at least the image's tokens, and `pixels`."""
+        """As the collator's; without images (b + 1, n) with n at least the image's tokens, and `pixels`; marked."""
         batch = self.collator(groups)
-        return batch if "pixel_values" in batch else self._with_grey(batch)
+        return batch if "pixel_values" in batch else self._with_grey(batch) | {STAND_IN: True}
 
     def _with_grey(self, batch: Batch) -> Batch:
         tokens = self.collator.image_tokens

@@ -7,6 +7,7 @@ import math
 import os
 import shutil
 from collections.abc import Mapping
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,10 @@ from transformers import Trainer
 from ..data.mixture import Mixture
 from ..model.modeling import CommForConditionalGeneration
 from ..model.storage import write_text, writing
+from ..model.vision import by_batch
 from . import sharded
 from .adapters import load_trained, save_trained
+from .imageless import STAND_IN
 from .optimizers import optimizer_of, words_of
 from .parallel import processes, together
 from .whole import flush
@@ -93,7 +96,9 @@ class StageTrainer(Trainer):
         number = (
             None if num_items_in_batch is None else int(num_items_in_batch)
         )  # FSDP would round a tensor to bfloat16
-        loss = super().training_step(model, inputs, number)  # type: ignore[arg-type]
+        quiet = by_batch(self.model.model.vision_tower) if inputs.pop(STAND_IN, False) else nullcontext()
+        with quiet:
+            loss = super().training_step(model, inputs, number)  # type: ignore[arg-type]
         self._step_loss = self._step_loss + loss
         return loss
 
