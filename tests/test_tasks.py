@@ -9,7 +9,7 @@ import pytest
 
 from commvlm.data.boxes import PadSquare, format_boxes
 from commvlm.evaluate.metrics import cider_d
-from commvlm.evaluate.tasks import CAPTION, POPE, REC, REG, TASKS, VQA, Record, task_named, unwrap
+from commvlm.evaluate.tasks import CAPTION, MME, POPE, REC, REG, TASKS, VQA, Record, task_named, unwrap
 
 SIZE = (640, 480)
 BOX = (100.0, 50.0, 300.0, 250.0)
@@ -51,6 +51,24 @@ def written(*boxes) -> str:
 )
 def test_wrappers_are_stripped_by_rule(text, bare):
     assert unwrap(text) == bare
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("The answer is yes.", "yes"),
+        ("No person rides it. So the answer is Yes.", "yes"),
+        ("Yes, the answer is 225.", "yes"),
+        ("No. The answer is 340.", "no"),
+        ("No, the answer is a cat.", "no"),
+    ],
+)
+def test_a_yes_or_no_is_not_taken_off_with_the_wrapper(text, said):
+    assert MME.parse(text, None) == said
+    assert POPE.parse(text, None) == said
+    facts = {"subtask": "numerical_calculation"}
+    assert MME.score([record("mme", 0, text, answer=said, facts=facts)]).extra["cognition"] == 200
+    assert POPE.score([record("pope", 0, text, answer=said)]).value == 100
 
 
 def test_wrappers_are_looked_for_quickly():

@@ -14,7 +14,7 @@ from ..data.boxes import PadSquare, box_iou, boxes_in_pixels
 from ..data.example import BOXES, IMAGE
 from ..data.images import open_image
 from ..evaluate.metrics import pope_answer, rec_correct, vqa_accuracy
-from ..evaluate.tasks import Record, unwrap
+from ..evaluate.tasks import POPE, Record, unwrap
 from .drawing import Mark, asked_mark, draw_boxes, predicted_marks, true_mark
 
 SHARES = {"rec": 5, "reg": 2, "vqa": 2, "pope": 2, "caption": 1}
@@ -117,7 +117,9 @@ def _verdict(record: Record) -> tuple[str, str]:
         overlap = box_iou([record.parsed], [record.boxes[0]])
         return _named(bool(rec_correct(overlap)[0])), f"overlap (IoU) {overlap[0]:.2f}"
     if record.task == "pope":
-        return _named(pope_answer(unwrap(record.text)) == record.answer), f"{record.facts.get('set', '')} set".strip()
+        return _named(
+            pope_answer(POPE.bare(record.text)) == record.answer
+        ), f"{record.facts.get('set', '')} set".strip()
     if record.task == "vqa":
         return _named(vqa_accuracy(unwrap(record.text), record.references) >= 0.5), str(
             record.facts.get("question_type", "")

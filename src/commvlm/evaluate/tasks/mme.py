@@ -11,12 +11,12 @@ from dataclasses import asdict
 from functools import partial
 
 from ..metrics import COGNITION, MME_RULES, PERCEPTION, SUBTASKS, Interval, MmeScores, bootstrap, mme_answer, mme_scores
-from .task import NO_FACTS, Facts, Parsed, Record, Score, Size, Task, unwrap
+from .task import NO_FACTS, Facts, Parsed, Record, Score, Size, Task, unwrap_yes_or_no
 
 
 def parse(text: str, size: Size | None, facts: Facts = NO_FACTS) -> Parsed:
     """The official reading, "yes" or "no"; None for "other"."""
-    return mme_answer(unwrap(text))
+    return mme_answer(unwrap_yes_or_no(text))
 
 
 def score(records: Sequence[Record], *, rule: str) -> Score:
@@ -82,4 +82,6 @@ def _interval(groups: dict[str, list[Record]], rule: str) -> Interval | None:
     return None if found is None else Interval(*(len(groups) * figure for figure in found))
 
 
-MME = Task(name="mme", parse=parse, rules={rule: partial(score, rule=rule) for rule in MME_RULES}, bare=unwrap)
+MME = Task(
+    name="mme", parse=parse, rules={rule: partial(score, rule=rule) for rule in MME_RULES}, bare=unwrap_yes_or_no
+)

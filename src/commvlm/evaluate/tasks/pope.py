@@ -11,14 +11,14 @@ from dataclasses import asdict
 from functools import partial
 
 from ..metrics import POPE_RULES, bootstrap, pope_answer, pope_scores, says_yes_or_no
-from .task import NO_FACTS, Facts, Parsed, Record, Score, Size, Task, interval_in_percent, percent, unwrap
+from .task import NO_FACTS, Facts, Parsed, Record, Score, Size, Task, interval_in_percent, percent, unwrap_yes_or_no
 
 SHARES = ("accuracy", "precision", "recall", "f1", "yes_ratio")
 
 
 def parse(text: str, size: Size | None, facts: Facts = NO_FACTS) -> Parsed:
     """The official reading, "yes" or "no"; None where the answer says neither (officially that is a yes)."""
-    bare = unwrap(text)
+    bare = unwrap_yes_or_no(text)
     return pope_answer(bare) if says_yes_or_no(bare) else None
 
 
@@ -64,7 +64,7 @@ POPE = Task(
     name="pope",
     parse=parse,
     rules={rule: partial(score, rule=rule) for rule in POPE_RULES},
-    bare=unwrap,
+    bare=unwrap_yes_or_no,
     wrapped=("shikra",),
     whole=True,
 )

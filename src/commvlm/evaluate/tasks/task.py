@@ -20,6 +20,7 @@ Parsed = str | Box | None
 Facts = Mapping[str, str | int | float]
 NO_FACTS: Facts = {}
 
+_YES_OR_NO = re.compile(r"(yes|no)\b", re.IGNORECASE)
 _WRAPPER = re.compile(r"\b(?:so )?the answer is\b:?|^[^\S\n]*answer:", re.IGNORECASE | re.MULTILINE)
 
 
@@ -142,6 +143,12 @@ def unwrap(text: str) -> str:
         return text
     rest = text[found[0].end() :].strip().splitlines()
     return rest[0].strip().removesuffix(".").rstrip() if rest else ""
+
+
+def unwrap_yes_or_no(text: str) -> str:
+    """`unwrap` where what is left begins with yes or no; other texts untouched, such as "Yes, the answer is 225."."""
+    bare = unwrap(text)
+    return bare if _YES_OR_NO.match(bare) else text
 
 
 def percent(share: float) -> float:
