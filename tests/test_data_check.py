@@ -22,9 +22,11 @@ from commvlm.data import downloads
 from commvlm.data.check import SourceCheck, check_examples, look_at_images
 from commvlm.data.downloads import ITEMS, Item, fetch, item_named
 from commvlm.data.example import Example, Turn
+from commvlm.data.store import Stored
+from commvlm.train.checking import check_recipe, prepare_recipe
 from commvlm.train.recipe import load_recipe
 from commvlm.train.run import train
-from commvlm.train.sources import named_examples, stage_mixture, store_of, training_examples
+from commvlm.train.sources import examples_of, named_examples, stage_mixture, store_of, training_examples
 
 
 def line(image, box=(2, 2, 20, 20), **change):
@@ -201,7 +203,7 @@ def test_training_refuses_bad_data_or_leaves_it_out(root, tmp_path, capsys):
     assert "source 'rec': 4 entries left out" in said
     rows = [json.loads(row) for row in (tmp_path / "run" / "left_out.jsonl").read_text().splitlines()]
     assert rows
-    assert json.loads((tmp_path / "run" / "run.json").read_text())["left_out"] == len(rows)
+    assert json.loads((tmp_path / "run" / "run.json").read_text())["left_out"] == len({str(row) for row in rows})
     unusable = {"truncated.jpg", "text.jpg", "deep.png", "bomb.png", "gone.png", "small.png"}
     assert {Path(row["image"]).name for row in rows} <= unusable
     assert {Path(row["image"]).name for row in rows} & {"truncated.jpg", "bomb.png", "gone.png", "text.jpg"}
@@ -253,6 +255,29 @@ def test_prepare_keeps_what_is_done(root, capsys):
     assert len(named_examples(recipe.data.sources, root, faults="skip")["rec"]) == 19
     assert main([*command, "--sources", "recc"]) == 2
     assert "the recipe has no source 'recc'; it has rec" in capsys.readouterr().err
+
+
+def test_check_tells_held_out_images_from_those_of_a_test(root, tmp_path):
+    (root / "rec.jsonl").write_text("".join(json.dumps(line(f"good{n % 6}.png")) + "\n" for n in range(12)))
+    (root / "held.jsonl").write_text("".join(json.dumps(line(name)) + "\n" for name in ("good4.png", "good5.png")))
+    for held, counted in (([], (0, 2)), ([sources("held", "held.jsonl")], (4, 0))):
+        recipe = load_recipe("micro", options(root, "--data.held_out", json.dumps(held)))
+        (rec, *_) = check_recipe(recipe)
+        assert (rec.check.held, rec.check.problems["in a test"].count) == counted
+
+
+def test_a_store_that_is_damaged_or_moved(root, tmp_path):
+    (root / "rec.jsonl").write_text("".join(json.dumps(line(f"good{n}.png")) + "\n" for n in range(6)))
+    ((source, _),) = prepare_recipe(load_recipe("micro", options(root)), ["rec"])
+    folder = store_of(source, root)
+    moved = shutil.copytree(root, tmp_path / "moved", copy_function=shutil.copy2)
+    assert isinstance(examples_of(source, moved), Stored)
+    content = (folder / "examples.arrow").read_bytes()
+    (folder / "examples.arrow").write_bytes(content[: len(content) // 2])
+    assert not isinstance(examples_of(source, root), Stored)
+    prepare_recipe(load_recipe("micro", options(root)), ["rec"])
+    assert isinstance(examples_of(source, root), Stored)
+    assert len(examples_of(source, root)) == 6
 
 
 @pytest.mark.parametrize("prepared", [False, True])

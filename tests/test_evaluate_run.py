@@ -217,7 +217,16 @@ def test_predictions_of_other_examples_are_not_mixed_in(examples, tmp_path):
         predict(mute, [other, *examples[1:6]], path, progress=None)
     partial_path(path).write_bytes(b"")
     with pytest.raises(ValueError, match=r"both .* exist"):
-        predict(mute, examples[:6], path, progress=None)
+        predict(mute, examples[:7], path, progress=None)
+
+
+def test_a_kill_after_the_shards_were_put_together_is_tidied_up(examples, tmp_path):
+    path = predict(mute, examples[:6], tmp_path / "p.jsonl", progress=None)
+    before = path.read_bytes()
+    left = partial_path(path).with_name(f"{partial_path(path).name}-0-of-2")
+    left.write_bytes(b"".join(before.splitlines(keepends=True)[:3]))
+    assert predict(mute, examples[:6], path, progress=None).read_bytes() == before
+    assert not left.exists()
 
 
 # --- refusals ---

@@ -1,12 +1,13 @@
 """One image under several names: what is held out is known under all of them."""
 
+import hashlib
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from commvlm.data.image_keys import IMAGE_DATA, image_key
+from commvlm.data.image_keys import IMAGE_DATA, image_key, nameless, written_name
 from commvlm.train.recipe import Data, Source
 from commvlm.train.sources import training_examples
 
@@ -16,6 +17,17 @@ def test_one_image_under_several_names():
     assert image_key(train) == image_key(instruct) == "coco:123456"
     assert image_key(Path("a/1.png")) != image_key(Path("b/1.png"))
     assert image_key(Path("micro_train_000000000001.png")).endswith("micro_train_000000000001.png")
+
+
+def test_an_image_out_of_a_row_keeps_its_name():
+    named = Path("rows") / written_name(b"x", "train2014/COCO_train2014_000000123456.jpg", ".jpg")
+    assert image_key(named) == "coco:123456"
+    assert (
+        Path(written_name(b"x", "../../e vil.jpg", ".png")).name == f"e_vil-{hashlib.sha256(b'x').hexdigest()[:32]}.png"
+    )
+    bare = Path("rows") / written_name(b"x", None, ".jpg")
+    assert image_key(bare).endswith(str(bare))
+    assert nameless([named, bare, Path("a/COCO_train2014_000000123456.jpg")]) == 1
 
 
 def genome(root: Path, rows: list[dict[str, Any]]) -> None:
@@ -30,6 +42,7 @@ def test_cocos_images_are_known_under_visual_genomes_names(tmp_path):
         assert image_key(tmp_path / place / "2363870.jpg") == coco
         assert image_key(tmp_path / place / "7.jpg") == "vg:7"
     assert image_key(tmp_path / "visual7w" / "images" / "v7w_2363870.jpg") == coco
+    assert image_key(tmp_path / "gqa" / "images" / "2363870.jpg") == coco
     assert image_key(tmp_path / "vg" / "other" / "2363870.jpg").endswith(
         "2363870.jpg"
     )  # a number is no image of theirs

@@ -433,6 +433,23 @@ def test_names_that_nearly_fit(tmp_path):
         read("pope", images=tmp_path, question="x")
 
 
+@pytest.mark.parametrize(
+    ("format", "given", "said"),
+    [
+        ("llava", {"conversations": "a.json", "image_name": 5}, "llava: image_name is 5, it must be str"),
+        ("sharegpt", {"conversations": "a.json", "boxes": ["a"]}, r"sharegpt: boxes is \['a'\], it must be str"),
+        ("mme", {"subtasks": 3}, "mme: subtasks is 3, it must be list"),
+        ("datasets", {"dataset": "d", "columns": "x"}, "datasets: columns is 'x', it must be dict"),
+        ("datasets", {"dataset": "d", "columns": {"image": 1}}, "datasets: columns is"),
+        ("pope", {"questions": 7}, "pope: questions is 7, it must be Path"),
+        ("refer-jsonl", {"annotations": "a.jsonl", "task": True}, "refer-jsonl: task is True"),
+    ],
+)
+def test_options_of_another_type(tmp_path, format, given, said):
+    with pytest.raises(ValueError, match=said):
+        read(format, images=tmp_path, **given)
+
+
 def test_a_mark_of_byte_order_is_no_matter(write, tmp_path):
     path = write("pope.json", b"\xef\xbb\xbf" + json.dumps(POPE).encode())
     assert len(read("pope", images=str(tmp_path), questions=str(path))) == 1

@@ -60,6 +60,22 @@ def test_without_a_convention_text_stays(sharegpt):
     assert example.turns[0].answer_boxes == ()
 
 
+def test_qwens_entries_name_their_image_in_the_text(sharegpt, tmp_path):
+    asked = "Picture 1: <img>photos/a.png</img>\nWhere is <ref>the cup</ref>?"
+    row = talk("<box>(100,200),(300,400)</box>", asked)
+    del row["image"]
+    (example,) = sharegpt([row], "xyxy-0-1000")
+    assert example.image == tmp_path / "photos" / "a.png"
+    assert example.turns[0].question == "<image>\nWhere is the cup?"
+    assert example.turns[0].answer_boxes == (((20, 20, 60, 40),),)
+    row["conversations"][0]["value"] = f"{asked} And <img>photos/b.png</img>?"
+    with pytest.raises(ValueError, match="shows 2 images; one is read"):
+        sharegpt([row])
+    row["conversations"][0]["value"] = "Where is it? <img>../a.png</img>"
+    with pytest.raises(ValueError, match="not inside the folder"):
+        sharegpt([row])
+
+
 def test_sizes_come_from_the_image_where_the_entry_says_none(sharegpt, tmp_path):
     row = talk("[0,0,500,500]")
     del row["width"], row["height"]
@@ -191,6 +207,20 @@ def test_datasets_of_dialogues_and_named_images(tmp_path):
     assert example.turns[0].answer_boxes == (((0, 0, 4, 3),),)
     with pytest.raises(ValueError, match="has no split 'test'; it has train"):
         read("datasets", images=tmp_path, dataset=tmp_path / "set", split="test")
+
+
+def test_ids_of_dialogues_may_repeat_and_images_keep_their_names(tmp_path):
+    rows = {
+        "id": ["7", "7"], "conversations": [talk("x")["conversations"]] * 2,
+        "image": [{"bytes": png(color), "path": "COCO_train2014_000000000042.png"} for color in ("red", "blue")],
+    }  # fmt: skip
+    made = datasets.Dataset.from_dict(rows, features=None).cast_column("image", datasets.Image())
+    made.save_to_disk(str(tmp_path / "set"))
+    first, second = read("datasets", images=tmp_path / "images", dataset=tmp_path / "set")
+    assert (first.id, second.id, first.facts["entry_id"]) == ("set:0", "set:1", "7")
+    assert first.image.name.startswith("COCO_train2014_000000000042-")
+    assert first.image != second.image
+    assert first.image.read_bytes() == png("red")
 
 
 def test_splits_and_configurations_are_not_mixed(tmp_path):

@@ -242,7 +242,10 @@ def test_the_place_of_the_right_candidate_says_nothing(tmp_path):
     assert all(abs(places.count(n) / 400 - 0.25) < 0.1 for n in range(4))
 
 
-@pytest.mark.parametrize("change", [{"answer": 99}, {"answer": 11}, {"multiple_choices": []}, {"question": ""}])
+@pytest.mark.parametrize(
+    "change",
+    [{"multiple_choices": [[2], 3]}, {"answer": 99}, {"answer": 11}, {"multiple_choices": []}, {"question": ""}],
+)
 def test_broken_visual7w(tmp_path, change):
     path = put(tmp_path / "v7w.json", v7w(pair(), pair(101) | change))
     with pytest.raises(ValueError, match=r"^v7w\.json: image 0, question 1 has"):

@@ -29,7 +29,13 @@ def test_shikras_spotting(tmp_path):
     assert turn.answer_boxes == (((1, 2, 3, 4), (0, 0, 9, 9)), ((5, 6, 7, 8),))
     assert example.references == ("Two guys with {} hair .",)
     assert example.image == tmp_path / "1000092795.jpg"
-    for change in ({"boxes_seq": [[0]]}, {"boxes_seq": [[0], [3]]}, {"boxes_seq": [[0], []]}, {"boxes": [[1, 2, 3]]}):
+    for change in (
+        {"boxes_seq": 3},
+        {"boxes_seq": [[0]]},
+        {"boxes_seq": [[0], [3]]},
+        {"boxes_seq": [[0], []]},
+        {"boxes": [[1, 2, 3]]},
+    ):
         with pytest.raises(ValueError, match=r"^lines\.jsonl:2: has"):
             lines(tmp_path, "shikra-spotting", [row, row | change])
 

@@ -71,6 +71,9 @@ def print_check(checks: Sequence[SourceCheck]) -> None:
     for check in checks:
         for said in filter(None, (check.error, check.note, check.convention)):
             console.print(f"{check.name}: {said}", markup=False, soft_wrap=True)
+        if check.held:
+            said = "examples about images that data.held_out names, which are not trained on"
+            console.print(f"{check.name}: {check.held:,} {said}", markup=False, soft_wrap=True)
         for name, problem in check.problems.items():
             if problem.count:
                 console.print(f"{check.name}: {problem.count:,} {PROBLEMS[name]}", markup=False, soft_wrap=True)

@@ -148,6 +148,7 @@ def _answerer(place: Place, shard: Shard) -> tuple[Answerer | LibraryAnswerer, d
             "greedy": True, "max_new_tokens": asked.max_new_tokens, "batch": asked.batch, "precision": asked.precision,
         },
         "device": answer.device.type,
+        "weights": str(answer.model.dtype).removeprefix("torch."),
     }  # fmt: skip
     return answer, made
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ PROBLEMS = {
     "nowhere": "boxes that do not touch their image at all",
     "empty": "examples with an answer that is empty",
     "too long": "examples of more tokens than train.max_length",
-    "in a test": "examples for training whose image is also in a test (or held out, and then not trained on)",
+    "in a test": "examples for training whose image is also in a test, and which data.held_out does not leave out",
 }
 _N = r"\s*-?\d+(?:\.\d+)?\s*"
 LIKE_A_BOX = re.compile(rf"\[(?:{_N},){{3}}{_N}\]|\({_N},{_N}\)\s*,\s*\({_N},{_N}\)")
@@ -54,6 +54,7 @@ class Problem:
 @dataclass
 class SourceCheck:
     """What was found in one source. files: name -> path and bytes (None where it is missing). seen: images that were opened.
+    held: examples for training whose image is held out, and which are not trained on, therefore.
     convention: what the boxes look like, where it is not what they were read as, or that they are read as text; note: about
     the number of examples; error: why the source could not be read at all."""
 
@@ -65,6 +66,7 @@ class SourceCheck:
     images: int = 0
     seen: int = 0
     boxes: int = 0
+    held: int = 0
     problems: dict[str, Problem] = field(default_factory=lambda: {name: Problem() for name in PROBLEMS})
     note: str | None = None
     convention: str | None = None
@@ -103,12 +105,14 @@ def check_examples(
     seen: Mapping[Path, Size | str],
     *,
     asked: Mapping[str, str] | None = None,
+    held: Container[str] = (),
     lengths: Callable[[Sequence[Example]], list[int]] | None = None,
     longest: int | None = None,
 ) -> None:
     """Fills a source's check. seen: what `look_at_images` said of its images (those that were not opened are left alone).
 
-    asked: key of every image that evaluation asks about -> the source that does; for training sources. lengths: tokens of
+    For training sources: asked: key of every image that evaluation asks about -> the source that does; held: those of images
+    that are held out. lengths: tokens of
     examples, None where no tokenizer is at hand; longest: how many are allowed.
     """
     images: set[Path] = set()
@@ -120,7 +124,7 @@ def check_examples(
             if example.image is not None:
                 images.add(example.image)
             written += any(LIKE_A_BOX.search(text) for turn in example.turns for text in (turn.question, turn.answer))
-            _check_one(check, example, seen, asked or {}, boxes)
+            _check_one(check, example, seen, asked or {}, held, boxes)
         if lengths is not None and longest is not None:
             for example, length in zip(batch, lengths(batch), strict=True):
                 if length > longest:
@@ -142,12 +146,16 @@ def _check_one(
     example: Example,
     seen: Mapping[Path, Size | str],
     asked: Mapping[str, str],
+    held: Container[str],
     boxes: list[tuple[Box, Size]],
 ) -> None:
-    if any(not turn.answer.strip() for turn in example.turns):
+    if check.role != "held out" and any(not turn.answer.strip() for turn in example.turns):
         check.problems["empty"].add(example.id)
-    if example.image is not None and (key := image_key(example.image)) in asked:
-        check.problems["in a test"].add(f"{example.id}: {example.image.name} is asked by {asked[key]}")
+    key = "" if example.image is None or not (asked or held) else image_key(example.image)
+    if key in held:
+        check.held += 1
+    elif key in asked:
+        check.problems["in a test"].add(f"{example.id}: {example.image.name} is asked by {asked[key]}")  # type: ignore[union-attr]
     places = [place for turn in example.turns for place in (*turn.boxes, *turn.points)]
     check.boxes += sum(len(place) == 4 for place in places)
     size = seen.get(example.image) if example.image is not None else None

@@ -16,7 +16,8 @@ BELOW = ("datasets", "mme")
 
 
 def fingerprint(format: str, images: Path, files: Mapping[str, Path], options: Mapping[str, Any]) -> dict[str, Any]:
-    """What a store is made from: format, options, and every file's size and time. Another value asks for another store."""
+    """What a store is made from: format, options, and every file's name, size and time, wherever the data were moved to.
+    Another value asks for another store."""
     described = {name: _described(path, below=format in BELOW) for name, path in files.items()}
     if not files:
         described["images"] = _described(images, below=format in BELOW)
@@ -32,10 +33,10 @@ def _described(path: Path, *, below: bool = False) -> list[Any]:
         for item in sorted(file for file in path.rglob("*") if file.is_file()) if below else sorted(path.iterdir()):
             place = item.relative_to(path).as_posix()
             digest.update(json.dumps([place, item.stat().st_size, item.stat().st_mtime_ns]).encode())
-        return [str(path), digest.hexdigest()]
+        return [path.name, digest.hexdigest()]
     if not path.is_file():
         raise ValueError(f"{path}: there is no such annotation file")
-    return [str(path), path.stat().st_size, path.stat().st_mtime_ns]
+    return [path.name, path.stat().st_size, path.stat().st_mtime_ns]
 
 
 def prepare_source(
@@ -59,8 +60,9 @@ def prepare_source(
 
 
 def open_prepared(folder: Path, images: Path, made_from: Mapping[str, Any]) -> Stored | None:
-    """The store, if it is there and was made from these files; None otherwise."""
-    if not (folder / "meta.json").is_file():
+    """The store, if it is there, whole, and was made from these files; None otherwise."""
+    try:
+        stored = Stored(folder, images)
+    except ValueError:
         return None
-    stored = Stored(folder, images)
     return stored if stored.meta.get("source") == made_from else None

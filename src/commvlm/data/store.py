@@ -119,6 +119,9 @@ def write_store(folder: Path, examples: Iterable[Example], images: Path, meta: d
     with pa.OSFile(str(part / "images.arrow"), "wb") as sink, pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     (part / "meta.json").write_text(json.dumps({"version": VERSION, "examples": len(every), **meta}, indent=1))
+    for file in part.iterdir():
+        with file.open("rb+") as written:
+            os.fsync(written.fileno())
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(part, folder)
     return len(every)

@@ -127,6 +127,10 @@ def _of_rank(asked: Mapping[_Key, Example], shard: Shard) -> dict[_Key, Example]
 def _already_there(path: Path, asked: Mapping[_Key, Example]) -> set[_Key]:
     """Which examples have their line, in whichever file; what a kill left of a last line does not count."""
     unfinished = shard_paths(path)
+    if unfinished and path.exists() and asked.keys() <= {(r.task, r.id) for r, _ in read_unfinished(path)}:
+        for left in unfinished:  # a kill just after they were put together
+            left.unlink(missing_ok=True)
+        unfinished = []
     if unfinished and path.exists():
         raise ValueError(f"both {path} and {unfinished[0].name} exist: delete the one that is out of date")
     done: set[_Key] = set()

@@ -61,19 +61,22 @@ def check_recipe(recipe: Recipe, *, images: int | None = None, workers: int | No
         wanted = list(dict.fromkeys(path for paths in shown for path in chosen_images(paths, images)))
         bar = bars.add_task("decoding images", total=len(wanted))
         seen = look_at_images(wanted, workers=workers, advance=lambda: bars.advance(bar))
-        asked = {
-            image_key(path): item.check.name
-            for item, paths in zip(found, shown, strict=True)
-            if item.check.role != "train"
-            for path in paths
-        }
+        asked, held = (
+            {
+                image_key(path): item.check.name
+                for item, paths in zip(found, shown, strict=True)
+                if item.check.role == role
+                for path in paths
+            }
+            for role in ("evaluate", "held out")
+        )
         lengths = _lengths(recipe)
         bar = bars.add_task("checking", total=sum(len(item.examples) for item in found))
         for item in found:
             training = item.check.role == "train"
             check_examples(
                 item.check, _counted(item.examples, lambda: bars.advance(bar)), seen, asked=asked if training else None,
-                lengths=lengths if training else None, longest=recipe.train.max_length,
+                held=held if training else {}, lengths=lengths if training else None, longest=recipe.train.max_length,
             )  # fmt: skip
     return found
 

@@ -208,7 +208,7 @@ def _finish(
         "stages": parts,
         "layer_weights": model.layer_weights(),
         "images": recipe.data.pixels,
-        "left_out": len((out / LEFT_OUT).read_text().splitlines()) if (out / LEFT_OUT).exists() else 0,
+        "left_out": len(set((out / LEFT_OUT).read_text().splitlines())) if (out / LEFT_OUT).exists() else 0,
     }
     write_text(out / "run.json", json.dumps(facts, indent=1))
 

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from ..data.example import Example
-from ..data.image_keys import IMAGE_DATA, image_key, unplaced
+from ..data.image_keys import IMAGE_DATA, image_key, nameless, unplaced
 from ..data.mix import parse_mix
 from ..data.mixture import Mixture
 from ..data.mixture import Source as Drawn
@@ -112,6 +112,12 @@ def training_examples(data: Data) -> dict[str, Sequence[Example]]:
             print(
                 f"source {name!r}: {unknown:,} images of Visual Genome's, of which held-out ones cannot be told: put its "
                 f"{IMAGE_DATA} into vg/ (commvlm data download vg-image-data)",
+                file=sys.stderr,
+            )
+        if unnamed := nameless(names):
+            print(
+                f"source {name!r}: {unnamed:,} images out of rows that do not say what they are called, of which held-out "
+                "ones cannot be told",
                 file=sys.stderr,
             )
         if len(keep) < len(examples):

@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, Literal, Union, get_args, get_origin
 
 from ..example import Example
 from .captions import read_coco_captions
 from .entities import read_entities
-from .entry import EntryError, Read
+from .entry import EntryError, Read, short
 from .genome import read_genome
 from .hub import read_hub
 from .karpathy import read_karpathy
@@ -135,7 +136,27 @@ def _checked(format: str, files: dict[str, Any]) -> dict[str, Any]:
         if parameter.default is parameter.empty and name not in files:
             what = "give its file" if is_file(parameter) else f"one of {parameter.annotation}"
             raise ValueError(f"{format} needs {name}: {what}")
+    for name, value in files.items():
+        if not _fits(value, wanted := parameters[name].annotation):
+            said = wanted.__name__ if isinstance(wanted, type) else str(wanted).replace("typing.", "")
+            raise ValueError(f"{format}: {name} is {short(value)}, it must be {said}")
     return {name: Path(v) if is_file(parameters[name]) and v is not None else v for name, v in files.items()}
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a value out of a recipe is of an argument's type."""
+    inner = get_args(kind)
+    if kind in (Path, None, NoneType):
+        return value is None if kind is not Path else isinstance(value, str | Path)
+    if get_origin(kind) in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if get_origin(kind) is Literal:
+        return isinstance(value, tuple({type(one) for one in inner}))  # which ones, the readers say
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(item, inner[0]) for item in value)
+    if get_origin(kind) is dict:
+        return isinstance(value, dict) and all(_fits(k, inner[0]) and _fits(v, inner[1]) for k, v in value.items())
+    return isinstance(value, kind) and (kind is bool or not isinstance(value, bool))
 
 
 def task_of(format: str, options: Mapping[str, Any]) -> str | None:

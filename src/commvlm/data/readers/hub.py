@@ -1,12 +1,11 @@
 """Folders of the `datasets` library: Parquet and Arrow files, or what `save_to_disk` wrote, read row by row.
 
 The columns go by roles. Images stand in the rows (as the library stores them: bytes, and a name) or are named there; those in
-the rows are written to `images` once, by the hash of their bytes, so that everything else sees files.
+the rows are written to `images` once, by their names and the hash of their bytes, so that everything else sees files.
 """
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 from collections import Counter
@@ -17,6 +16,7 @@ from typing import Any
 
 from ..convention import Convention, convention_of
 from ..example import Example, Turn
+from ..image_keys import written_name
 from ..templates import variants
 from .entry import Entry, EntryError, Read, made, numbered
 from .refer import referring
@@ -134,7 +134,8 @@ def _image(row: Entry, images: Path) -> Path | None:
         raise row.error("has an image that is neither a name nor bytes")
     content = value["bytes"]
     ending = next((end for start, end in _ENDINGS.items() if content.startswith(start)), ".img")
-    path = images / f"{hashlib.sha256(content).hexdigest()[:32]}{ending}"
+    said = value.get("path")
+    path = images / written_name(content, said if isinstance(said, str) else None, ending)
     if not path.is_file():
         images.mkdir(parents=True, exist_ok=True)
         part = path.with_name(f"{path.name}.{os.getpid()}.part")
@@ -145,7 +146,9 @@ def _image(row: Entry, images: Path) -> Path | None:
 
 def _example(row: Entry, image: Path | None, task: str, convention: Convention) -> Example:
     if task == "dialogue":
-        return Example(_id(row), task, image, dialogue_of(row, image, convention), facts=row.size())
+        # As in LLaVA's files, where the id is the image's and stands in several entries.
+        facts = {"entry_id": row.key("id")} if row.has("id") else {}
+        return Example(row.id, task, image, dialogue_of(row, image, convention), facts={**facts, **row.size()})
     answer, references = _answers(row)
     question = "" if task == "caption" else row.plain("question")
     return Example(_id(row), task, image, (Turn(question, answer),), references=references)

@@ -2,6 +2,7 @@
 
 [{"id", "image", "width", "height", "conversations": [{"from": "human", "value": "Where is <ref>the cup</ref>?"},
   {"from": "gpt", "value": "<box>[[100, 200, 300, 400]]</box>"}]}], as a list or as lines; or "messages" of role and content.
+Qwen-VL's entries name their image in the text: "Picture 1: <img>a.jpg</img>".
 
 Boxes are read as [x1, y1, x2, y2], several with ; or in a list of lists, and as (x1,y1),(x2,y2). What their numbers mean
 differs from file to file, and nothing in a file says it: `boxes` must (`data.convention.detect` tells it from many).
@@ -28,6 +29,7 @@ _CORNERS = rf"{_PAIR}\s*,\s*{_PAIR}"
 _GROUP = re.compile(
     rf"(?:<box>|<\|box_start\|>)?(\[\s*{_ONE}(?:\s*,\s*{_ONE})*\s*\]|{_ONE}|{_CORNERS})(?:</box>|<\|box_end\|>)?"
 )
+_PICTURE = re.compile(r"(?:Picture \d+: ?)?<img>(.*?)</img>")
 _NAMES = re.compile(r"</?ref>|<\|object_ref_(?:start|end)\|>")
 
 
@@ -45,20 +47,24 @@ def read_sharegpt(*, images: Path, conversations: Path, boxes: str | None = None
 
 
 def _example(entry: Entry, folder: Path, convention: Convention | None, image_name: str) -> Example:
-    image = None
-    if entry.has("image"):
-        image = entry.image(folder, image_name.replace("{image}", entry.text("image")))
+    named = entry.text("image") if entry.has("image") else _pictured(entry)
+    image = None if named is None else entry.image(folder, image_name.replace("{image}", named))
     facts = {"entry_id": entry.key("id")} if entry.has("id") else {}
     turns = dialogue_of(entry, image, convention)
     return Example(entry.id, "dialogue", image, turns, facts={**facts, **entry.size()})
 
 
+def _pictured(entry: Entry) -> str | None:
+    """The image that the texts name. Raises EntryError for several."""
+    found = {name.strip() for message in _messages(entry) for name in _PICTURE.findall(_said(message)[1])}
+    if len(found) > 1:
+        raise entry.error(f"shows {len(found)} images; one is read")
+    return next(iter(found), None)
+
+
 def dialogue_of(entry: Entry, image: Path | None, convention: Convention | None) -> tuple[Turn, ...]:
     """An entry's turns, the image's slot in front of the first question, boxes as numbers."""
-    said = [
-        (message, *_said(message))
-        for message in entry.entries("conversations" if entry.has("conversations") else "messages", "message")
-    ]
+    said = [(message, *_said(message)) for message in _messages(entry)]
     if said[0][1] == "system":
         said = said[1:]
     if not said or len(said) % 2:
@@ -67,6 +73,7 @@ def dialogue_of(entry: Entry, image: Path | None, convention: Convention | None)
     for number, (message, speaker, text) in enumerate(said):
         if SPEAKERS.get(speaker) != number % 2:
             raise message.error(f"is from {speaker!r}, it must be from {'human' if number % 2 == 0 else 'gpt'}")
+        text = _PICTURE.sub(IMAGE, text)
         if number == 0 and image is not None:
             if text.count(IMAGE) > 1:
                 raise message.error(f"says {IMAGE} {text.count(IMAGE)} times; one image is read")
@@ -84,6 +91,10 @@ def dialogue_of(entry: Entry, image: Path | None, convention: Convention | None)
         Turn(question, answer, question_boxes=asked, answer_boxes=told)
         for (question, asked), (answer, told) in zip(sides[::2], sides[1::2], strict=True)
     )
+
+
+def _messages(entry: Entry) -> list[Entry]:
+    return entry.entries("conversations" if entry.has("conversations") else "messages", "message")
 
 
 def _said(message: Entry) -> tuple[str, str]:

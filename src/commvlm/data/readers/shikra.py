@@ -138,6 +138,8 @@ def _marked(entry: Entry, field: str, boxes: list[Box], sequence: str) -> tuple[
 def numbered_groups(entry: Entry, sequence: Any, boxes: list[Box]) -> Groups:
     """Lists of numbers of boxes -> those boxes."""
     groups = []
+    if not isinstance(sequence, list):
+        raise entry.error(f"has {short(sequence)} where lists of boxes' numbers must be")
     for numbers in sequence:
         if not isinstance(numbers, list) or not numbers:
             raise entry.error(f"has the group {numbers!r}, it must be a list of boxes' numbers")

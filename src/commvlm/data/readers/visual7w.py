@@ -47,7 +47,7 @@ def read_visual7w(*, images: Path, questions: Path, split: str, boxes: Path | No
 def _example(pair: Entry, image: Path, boxes: dict[int, Entry], by: By, facts: dict[str, Any]) -> Example:
     qa_id, answer, others = pair.integer("qa_id"), pair.integer("answer"), pair.list("multiple_choices")
     ids = [answer, *others]
-    if len(set(ids)) != len(ids) or not all(type(i) is int and i in boxes for i in ids):
+    if not all(type(i) is int and i in boxes for i in ids) or len(set(ids)) != len(ids):
         raise pair.error(f"has the candidates {ids}, which are not different boxes of the file")
     ids = in_keyed_order(ids, str(qa_id))
     candidates = [boxes[i].named_box() for i in ids]
