@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -177,6 +178,20 @@ class TestTasks:
         monkeypatch.setattr(tasks, "_fit_words", lambda *args, **kwargs: None)
         found = tasks.region(Material((4, 4), 2, x, x, truth, truth), head="linear", seed=0, effort=Effort())
         assert found["region"].value == pytest.approx(0.75)
+        nameless = replace(asked[0], things=(*asked[0].things, thing((16, 0, 32, 16))))
+        truth = truth_of(WORDS, [nameless], (4, 4))
+        found = tasks.region(Material((4, 4), 2, x, x, truth, truth), head="linear", seed=0, effort=Effort())
+        assert (found["region"].value, found["region"].counts.tolist()) == (pytest.approx(0.75), [2])
+
+    def test_padding_is_in_no_box(self):
+        """64 x 32 pixels on a square: what points at the padding above a box at the upper edge does not point at it."""
+        truth = truth_of(WORDS, [picture("a", thing((0, 0, 16, 16), "star"), size=(64, 32))], (4, 4))
+        x = torch.zeros(1, 16, 3)
+        for patch, hit in ((0, 0.0), (4, 1.0)):
+            logits = torch.full((1, 16, 3), -9.0)
+            logits[0, patch, 0] = 9.0
+            found = tasks._found(logits, torch.zeros(1, 16, 4), Material((4, 4), 0, x, x, truth, truth))
+            assert found["pointing"].value == hit
 
     def test_a_learned_merge_is_the_models_own(self):
         states = torch.randn(5, 3, 8)
@@ -211,6 +226,12 @@ class TestRun:
         assert len(probe.curve("clip-twin", "mlp", "auc")) == 8
         assert probe.control("clip", "mlp", "auc").interval.value == pytest.approx(0.5, abs=1e-6)  # type: ignore[union-attr]
         assert [p.name for p in (finished / "features").iterdir()] == ["clip"]  # the twin's are not needed again
+
+    def test_a_call_that_cannot_be_leaves_no_folder_behind(self, problem, tmp_path, capsys):
+        wrong = replace(SMALL, layers="12")
+        with pytest.raises(ValueError, match="layer 12 is beyond the last one"):
+            run_probe(problem, probing.encoder_specs(["clip"]), tmp_path / "out", settings=wrong, jobs=1)
+        assert not (tmp_path / "out" / "probe.json").exists()
 
     def test_a_mean_over_layers_is_that_of_the_stored_ones(self, finished):
         source = fitting.Source(**{**Probe(finished).sources["clip"], "folder": finished / "features" / "clip"})

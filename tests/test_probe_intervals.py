@@ -33,6 +33,32 @@ class TestFindings:
         assert len(told) == 3
         assert len(read) == {"rec": 2, "auc": 1}.get("".join(asked), 0)
 
+    def test_the_last_layer_is_the_encoders_own_and_roles_go_by_architecture(self):
+        """Four of eight layers: nothing is said of the last. An encoder of another name is read by what it is."""
+        points = {metric: {k: point(0.1 * k, seed=k) for k in (1, 2, 3, 4)} for metric in ("rec", "auc")}
+        families = {"clip_large": "clip_vision_model", "other": "vit_mae", "dino_large": "dinov2_with_registers"}
+        merges = {"mean(half)": point(0.5, seed=8), "mean(all)": point(0.4, seed=9)}
+
+        def told(depth: int) -> dict[str, str]:
+            probe = SimpleNamespace(
+                encoders=lambda: list(families), heads=lambda: ["linear", "mlp"], metrics=lambda: list(points),
+                curve=lambda encoder, head, metric: points.get(metric, {}), merged=lambda *_: merges, twin=lambda _: None,
+                sources={name: {"depth": depth, "family": kind} for name, kind in families.items()},
+            )  # fmt: skip
+            return {row.claim: row.verdict for row in findings(probe)}  # type: ignore[arg-type]
+
+        whole, part = told(4), told(8)
+        assert whole["clip_large: presence keeps improving to the last layer"] == "holds"
+        assert part["clip_large: presence keeps improving to the last layer"] == "not read"
+        assert whole["DINOv2's deep layers, read by an MLP, are above CLIP's best on REC"] != "not read"
+        shallow = {claim: verdict for claim, verdict in whole.items() if "a plain mean (REC" in claim}
+        assert shallow == {
+            "clip_large: shallow layers help a plain mean (REC acc@0.5)": "does not hold",
+            "dino_large: shallow layers hurt a plain mean (REC acc@0.5)": "holds",
+        }
+        assert whole["MAE's presence is weak: below CLIP's"] == "cannot tell"
+        assert whole["DeiT is weakest on REC: below CLIP's"] == "not read"
+
 
 class TestIntervals:
     def test_one_seeds_interval_is_that_of_the_bootstrap_by_image(self):

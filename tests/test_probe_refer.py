@@ -46,6 +46,16 @@ class TestRefer:
         assert first.open().size == (60, 40)
         assert words_of("The dog's 2nd  Ball, the ball") == ("dog", "s", "2nd", "ball")
 
+    def test_questions_without_a_known_word_are_not_asked(self, tmp_path):
+        folder = self.folder(tmp_path)
+        with (folder / "lines.jsonl").open("a") as file:
+            file.write("\n" + refer_line("0.png", "zebra", (0, 0, 20, 20)))
+        found = refer_problem(folder, train=100, test=100)
+        asked = [words for p in (*found.train, *found.test) for t in p.things for words in t.asked]
+        assert "zebra" not in found.words
+        assert () not in asked
+        assert len(asked) == 36
+
     def test_refer_pickles_have_categories_and_splits(self, tmp_path):
         self.folder(tmp_path)
         (tmp_path / "lines.jsonl").unlink()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -127,8 +128,13 @@ def advise_recipe(out: Path, tasks: Sequence[str], *, head: str, extends: str, r
     checkpoints = {name: _as_said(probe.sources[name]["checkpoint"]) for name in probe.encoders()}
     text = recipe_text(probe, advices, checkpoints=checkpoints, extends=extends, name=f"advised-{'-'.join(named)}")
     path = recipe or out / "advised.yaml"
-    write_text(path, text)
-    build_config(**model_settings(load_recipe(path).model))
+    unchecked = path.with_name(f".unchecked-{path.name}")
+    try:
+        write_text(unchecked, text)
+        build_config(**model_settings(load_recipe(unchecked).model))
+        os.replace(unchecked, path)
+    finally:
+        unchecked.unlink(missing_ok=True)
     return text
 
 

@@ -166,7 +166,9 @@ def _add_advise(inner: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "--extends", default="micro", help="the recipe whose data, language model and training are kept"
     )
-    parser.add_argument("--recipe", type=Path, help="where the recipe is written; it is printed otherwise")
+    parser.add_argument(
+        "--recipe", type=Path, help="where the recipe is written (OUT/advised.yaml); it is printed, too"
+    )
     parser.add_argument("--trained", type=Path, help="scores of trained models, as JSON (see docs/probes.md)")
 
 

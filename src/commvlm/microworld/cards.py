@@ -30,7 +30,13 @@ def write_card(folder: Path, *, train: int = 3000, test: int = 1000, steps: int 
         raise ValueError(
             f"{folder} holds no pretrained part: no pretraining.json; make it with commvlm microworld pretrain"
         )
-    facts = json.loads(made.read_text())
+    try:
+        facts = json.loads(made.read_text(encoding="utf-8"))
+        facts["difficulty"]
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"{made} is none that commvlm microworld pretrain wrote ({error!r}); pretrain it again"
+        ) from error
     kind = AutoConfig.from_pretrained(folder).model_type
     if kind in FAMILIES:
         scores = encoder_scores(folder, FAMILIES[kind], facts, train=train, test=test, steps=steps)

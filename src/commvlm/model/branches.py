@@ -92,10 +92,13 @@ def make_fuse(fuse: dict[str, Any], branches: Sequence[Branch]) -> nn.Module:
     options = {name: value for name, value in without_kind(fuse).items() if name != "grid"}
     try:
         return FUSES[fuse["kind"]]([branch.out for branch in branches], **options)
-    except ValueError as error:
+    except (ValueError, TypeError) as error:
         raise ValueError(f"fuse {fuse['kind']!r}: {error}") from error
 
 
 def make_reduce(reduce: dict[str, Any], given: Tokens) -> nn.Module:
     """The reduction of those tokens; its `out` says what it gives."""
-    return REDUCES[reduce["kind"]](given, **without_kind(reduce))
+    try:
+        return REDUCES[reduce["kind"]](given, **without_kind(reduce))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"reduce {reduce['kind']!r}: {error}") from error

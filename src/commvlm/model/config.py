@@ -182,7 +182,7 @@ def common_grid(config: CommVisionConfig) -> Grid | None:
         if said not in config.names:
             raise ValueError(f"fuse has grid {said!r}, which is no encoder; {nearest(said, config.names)}")
         return config.grid_of(said)
-    sides = [said, said] if isinstance(said, int) else list(said)
+    sides = [said, said] if isinstance(said, int) else list(said) if isinstance(said, list | tuple) else []
     if len(sides) != 2 or not all(isinstance(side, int) and not isinstance(side, bool) and side > 0 for side in sides):
         raise ValueError(f"fuse has grid {said!r}; give an encoder's name, a side such as 24, or [rows, columns]")
     return sides[0], sides[1]
@@ -236,7 +236,10 @@ class CommConfig(PreTrainedConfig):
         self.project = settle(self.project, PROJECTS, what="project")
         choice(self.frame, of=FRAMES, what="frame")
         choice(self.geometry, of=GEOMETRIES, what="geometry")
-        self.pad_color = [int(value) for value in self.pad_color]
+        colors = list(self.pad_color) if isinstance(self.pad_color, list | tuple) else []
+        if len(colors) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in colors):
+            raise ValueError(f"pad_color is {self.pad_color!r}, it must be red, green and blue from 0 to 255")
+        self.pad_color = [int(value) for value in colors]
         self.tie_word_embeddings = self.text_config.tie_word_embeddings  # type: ignore[union-attr]
         _check_head(self.text_config)  # type: ignore[arg-type]
         if self.vision_config.branches:  # type: ignore[union-attr]
@@ -247,7 +250,10 @@ class CommConfig(PreTrainedConfig):
         """The projection, with fresh weights. Raises ValueError where it cannot lead from one width to the other."""
         spec: dict[str, Any] = self.project  # type: ignore[assignment]
         width, to = self.vision_config.hidden_size, self.text_config.hidden_size  # type: ignore[union-attr]
-        return PROJECTS[spec["kind"]](width, to, **without_kind(spec))
+        try:
+            return PROJECTS[spec["kind"]](width, to, **without_kind(spec))
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"project {spec['kind']!r}: {error}") from error
 
     @property
     def num_image_tokens(self) -> int:

@@ -46,6 +46,8 @@ def settle(spec: str | Mapping[str, Any], table: Mapping[str, Callable[..., Any]
     if "kind" not in given:
         raise ValueError(f"{what} {dict(given)!r} has no 'kind'; {nearest('', list(table))}")
     kind = given.pop("kind")
+    if not isinstance(kind, str):
+        raise ValueError(f"{what} has kind {kind!r}; {nearest('', list(table))}")
     options = options_of(lookup(table, kind, what=what))
     for name in given:
         if name not in options:

@@ -15,6 +15,11 @@ from .tasks import TITLES
 HEAD = "mlp"
 VERDICTS = {1: "holds", -1: "does not hold", 0: "cannot tell"}
 NOT_READ = "not read"
+FAMILIES = {
+    "clip": ("clip", "clip_vision_model"), "dinov2": ("dinov2", "dinov2_with_registers"), "mae": ("vit_mae",),
+    "deit": ("deit", "vit"),
+}  # fmt: skip
+"""Whom the paper's claims are about, and the library's names of their architectures."""
 CEILING = 0.99
 """A metric whose best score is above this leaves no room to tell layers apart."""
 
@@ -40,6 +45,13 @@ def findings(probe: Probe) -> list[Row]:
     """
     rows = [*_first(probe), *_second(probe), *_third(probe), *_fourth(probe)]
     return [*_controls(probe), *(_qualified(probe, row) for row in rows)]
+
+
+def encoder_of(probe: Probe, role: str) -> str | None:
+    """The encoder that a row of `FAMILIES` is read by: the one that is called so, else the first of its architecture."""
+    named = probe.encoders()
+    alike = (name for name in named if probe.sources[name].get("family") in FAMILIES[role])
+    return role if role in named else next(alike, None)
 
 
 def _qualified(probe: Probe, row: Row) -> Row:
@@ -101,8 +113,10 @@ def _first(probe: Probe) -> Iterator[Row]:
             (encoder,),
             "rec",
         )
-        yield _last_layer(encoder, curves["rec"], "rec", claim="REC falls towards the last layer", wanted=-1)
-        yield _last_layer(encoder, curves["auc"], "auc", claim="presence keeps improving to the last layer", wanted=1)
+        yield _last_layer(probe, encoder, curves["rec"], "rec", claim="REC falls towards the last layer", wanted=-1)
+        yield _last_layer(
+            probe, encoder, curves["auc"], "auc", claim="presence keeps improving to the last layer", wanted=1
+        )
 
 
 def _best(curve: Mapping[int, Point]) -> str:
@@ -112,10 +126,14 @@ def _best(curve: Mapping[int, Point]) -> str:
     return f"layer {top}{among}{full}"
 
 
-def _last_layer(encoder: str, curve: Mapping[int, Point], metric: str, *, claim: str, wanted: int) -> Row:
-    """The last layer against the best of those before it."""
+def _last_layer(probe: Probe, encoder: str, curve: Mapping[int, Point], metric: str, *, claim: str, wanted: int) -> Row:
+    """The encoder's last layer against the best of those before it."""
     *before, last = list(curve)
-    gap = curve[last].minus(highest({k: curve[k] for k in before})) if before else Interval(0.0, 0.0, 0.0)
+    depth = probe.sources[encoder]["depth"]
+    if last != depth or not before:
+        lacks = f"layer {depth}" if last != depth else "another layer"
+        return Row("F1", f"{encoder}: {claim}", f"the probe has no {lacks} of {encoder}", NOT_READ)
+    gap = curve[last].minus(highest({k: curve[k] for k in before}))
     measured = f"layer {last} minus the best before it, {TITLES[metric]}: {shown(gap)}"
     return Row("F1", f"{encoder}: {claim}", measured, _of(gap, wanted), (encoder,), metric)
 
@@ -126,17 +144,19 @@ def _second(probe: Probe) -> Iterator[Row]:
         "gain": "DINOv2 gains more than CLIP from a non-linear head (REC)",
         "pope": "DINOv2's best single layer is below CLIP's on presence",
     }
-    there = {"clip", "dinov2"} <= set(probe.encoders())
-    curves = {name: _curves(probe, name) if there else {} for name in ("clip", "dinov2")}
-    plain = {name: probe.curve(name, "linear", "rec") if there else {} for name in curves}
+    names = {role: encoder_of(probe, role) for role in ("clip", "dinov2")}
+    there = None not in names.values()
+    curves = {role: _curves(probe, str(name)) if there else {} for role, name in names.items()}
+    plain = {role: probe.curve(str(name), "linear", "rec") if there else {} for role, name in names.items()}
+    about = (str(names["dinov2"]),)
     rec, auc = (all(metric in curve for curve in curves.values()) for metric in ("rec", "auc"))
-    yield _deep(probe, curves, claims["deep"]) if rec else _lacks("F2", claims["deep"], "REC", HEAD)
+    yield _deep(probe, curves, claims["deep"], about) if rec else _lacks("F2", claims["deep"], "REC", HEAD)
     yield (
-        _gain(curves, plain, claims["gain"])
+        _gain(curves, plain, claims["gain"], about)
         if rec and all(plain.values())
         else _lacks("F2", claims["gain"], "REC", "linear and mlp")
     )
-    yield _presence(curves, claims["pope"]) if auc else _lacks("F2", claims["pope"], "presence", HEAD)
+    yield _presence(curves, claims["pope"], about) if auc else _lacks("F2", claims["pope"], "presence", HEAD)
 
 
 def _lacks(finding: str, claim: str, task: str, heads: str) -> Row:
@@ -146,26 +166,26 @@ def _lacks(finding: str, claim: str, task: str, heads: str) -> Row:
 Curves = Mapping[str, Mapping[str, dict[int, Point]]]
 
 
-def _deep(probe: Probe, curves: Curves, claim: str) -> Row:
-    half = probe.sources["dinov2"]["depth"] // 2
+def _deep(probe: Probe, curves: Curves, claim: str, about: tuple[str, ...]) -> Row:
+    half = probe.sources[about[0]]["depth"] // 2
     deep = {k: p for k, p in curves["dinov2"]["rec"].items() if k > half}
     if not deep:
         return Row("F2", claim, "the probe has none of DINOv2's second half", NOT_READ)
     gap = highest(deep).minus(highest(curves["clip"]["rec"]))
     told = f"best of DINOv2's second half minus CLIP's best: {shown(gap)}"
-    return Row("F2", claim, told, _of(gap), ("dinov2",), "rec")
+    return Row("F2", claim, told, _of(gap), about, "rec")
 
 
-def _gain(curves: Curves, plain: Mapping[str, dict[int, Point]], claim: str) -> Row:
+def _gain(curves: Curves, plain: Mapping[str, dict[int, Point]], claim: str, about: tuple[str, ...]) -> Row:
     gains = {name: _difference(highest(curve["rec"]), highest(plain[name])) for name, curve in curves.items()}
     more = gains["dinov2"].minus(gains["clip"])
     told = f"DINOv2 {shown(gains['dinov2'].interval)}, CLIP {shown(gains['clip'].interval)}; difference {shown(more)}"
-    return Row("F2", claim, f"MLP minus linear, best layers: {told}", _of(more), ("dinov2",), "rec")
+    return Row("F2", claim, f"MLP minus linear, best layers: {told}", _of(more), about, "rec")
 
 
-def _presence(curves: Curves, claim: str) -> Row:
+def _presence(curves: Curves, claim: str, about: tuple[str, ...]) -> Row:
     gap = highest(curves["dinov2"]["auc"]).minus(highest(curves["clip"]["auc"]))
-    return Row("F2", claim, f"DINOv2 minus CLIP, presence AUC: {shown(gap)}", _of(gap, -1), ("dinov2",), "auc")
+    return Row("F2", claim, f"DINOv2 minus CLIP, presence AUC: {shown(gap)}", _of(gap, -1), about, "auc")
 
 
 def _difference(a: Point, b: Point) -> Point:
@@ -173,6 +193,8 @@ def _difference(a: Point, b: Point) -> Point:
 
 
 def _third(probe: Probe) -> Iterator[Row]:
+    """What shallow layers do is claimed of CLIP and of DINOv2 alone."""
+    claimed = {encoder_of(probe, role): role for role in ("clip", "dinov2")}
     for encoder in probe.encoders():
         for metric in ("rec", "auc"):
             merged, curve = probe.merged(encoder, HEAD, metric), probe.curve(encoder, HEAD, metric)
@@ -184,13 +206,12 @@ def _third(probe: Probe) -> Iterator[Row]:
             learned = gaps.get("lln-layerscale(all)")
             verdict = NOT_READ if learned is None else _of(learned)
             yield Row("F3", claim, f"merge minus the best layer: {told}", verdict, (encoder,), metric)
-            if {"mean(half)", "mean(all)"} <= merged.keys():
-                yield _shallow(encoder, metric, merged)
+            if {"mean(half)", "mean(all)"} <= merged.keys() and encoder in claimed:
+                yield _shallow(encoder, metric, merged, hurts=claimed[encoder] == "dinov2")
 
 
-def _shallow(encoder: str, metric: str, merged: Mapping[str, Point]) -> Row:
+def _shallow(encoder: str, metric: str, merged: Mapping[str, Point], *, hurts: bool) -> Row:
     gap = merged["mean(all)"].minus(merged["mean(half)"])
-    hurts = encoder == "dinov2"
     claim = f"{encoder}: shallow layers {'hurt' if hurts else 'help'} a plain mean ({TITLES[metric]})"
     return Row(
         "F3", claim, f"mean(all) minus mean(half): {shown(gap)}", _of(gap, -1 if hurts else 1), (encoder,), metric
@@ -208,17 +229,20 @@ def _fourth(probe: Probe) -> Iterator[Row]:
             ("auc", "DeiT's presence is weak: below CLIP's", -1),
         ),
     }
-    for encoder, asked in claims.items():
+    for role, asked in claims.items():
+        encoder = encoder_of(probe, role)
         for metric, claim, wanted in asked:
-            other = probe.twin(encoder) if "twin" in claim else "clip"
-            own = probe.curve(encoder, HEAD, metric) if encoder in probe.sources else {}
-            rival = probe.curve(other, HEAD, metric) if other in probe.sources else {}
-            if not own or not rival:
-                yield Row("F4", claim, f"the probe has no {encoder if not own else other}", NOT_READ)
+            twin = None if encoder is None else probe.twin(encoder)
+            other = twin if "twin" in claim else encoder_of(probe, "clip")
+            own = {} if encoder is None else probe.curve(encoder, HEAD, metric)
+            rival = {} if other is None else probe.curve(other, HEAD, metric)
+            if encoder is None or not own or not rival:
+                lacks = role if not own else f"random twin of {role}" if "twin" in claim else "clip"
+                yield Row("F4", claim, f"the probe has no {lacks}", NOT_READ)
                 continue
             gap = highest(own).minus(highest(rival))
             measured = f"best layer minus {other}'s best, {TITLES[metric]}: {shown(gap)}"
-            about = () if other == probe.twin(encoder) else (encoder,)
+            about = () if other == twin else (encoder,)
             yield Row("F4", claim, measured, _of(gap, wanted), about, metric)
 
 

@@ -28,7 +28,8 @@ _BROKEN = (OSError, ValueError, KeyError, EOFError, BadZipFile)
 class Source:
     """What features come from. kind: "trained", "twin" (its random weights), "random" or "position" (no image at all).
     encoder: the name that its curve goes by. layers: those that are read, of `depth`. identity: hash of what its features
-    depend on. folder: of its store; None for "position". image_size, weights: as `recipe.Encoder` says them."""
+    depend on. folder: of its store; None for "position". image_size, weights: as `recipe.Encoder` says them. family: the
+    library's name of its architecture."""
 
     name: str
     kind: str
@@ -41,6 +42,7 @@ class Source:
     folder: Path | None
     image_size: int | None = None
     weights: str = "checkpoint"
+    family: str = ""
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,11 @@ def place_features(source: Source, place: str, keys: Sequence[str]) -> Tensor:
     if place.isdigit():
         return store.layer(int(place), keys)
     if place == "lln-layerscale(all)":
-        return torch.stack([store.layer(layer, keys).to(torch.bfloat16) for layer in source.layers], dim=2)
+        first = store.layer(source.layers[0], keys)
+        states = first.new_empty((*first.shape[:2], len(source.layers), first.shape[2]), dtype=torch.bfloat16)
+        for number, layer in enumerate(source.layers):
+            states[:, :, number] = store.layer(layer, keys)
+        return states
     layers = [layer for layer in source.layers if place == "mean(all)" or layer > source.depth // 2]
     total = store.layer(layers[0], keys)
     for layer in layers[1:]:

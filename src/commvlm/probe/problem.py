@@ -55,9 +55,11 @@ class Problem:
 
     def __post_init__(self) -> None:
         for split, pictures in (("train", self.train), ("test", self.test)):
-            if len(pictures) < 2 or not any(picture.things for picture in pictures):
+            asked = any(thing.asked for picture in pictures for thing in picture.things)
+            if len(pictures) < 2 or not asked:
                 raise ValueError(
-                    f"{self.name}: has {len(pictures)} {split} images; a probe needs some with objects in both"
+                    f"{self.name}: has {len(pictures)} {split} images; a probe needs some with objects in both, and "
+                    "questions about them in words that are known"
                 )
         both = {p.identity for p in self.train} & {p.identity for p in self.test}
         if both:

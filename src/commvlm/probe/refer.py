@@ -154,12 +154,12 @@ def _vocabulary(pictures: Sequence[Picture], categories: Sequence[str]) -> list[
 
 
 def _known(picture: Picture, words: set[str]) -> Picture:
-    """The picture with the vocabulary's words alone."""
+    """The picture with the vocabulary's words alone, and the questions that hold any."""
     things = tuple(
         Thing(
             t.box,
             tuple(w for w in t.words if w in words),
-            tuple(tuple(w for w in asked if w in words) for asked in t.asked),
+            tuple(known for asked in t.asked if (known := tuple(w for w in asked if w in words))),
         )
         for t in picture.things
     )

@@ -13,6 +13,7 @@ import json
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
@@ -26,7 +27,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from ..model.feature_store import image_key
 from ..model.feature_writer import store_features
 from ..model.frozen import FrozenEncoder, open_frozen
-from ..model.spec import EncoderSpec
+from ..model.spec import EncoderSpec, vision_config
 from ..model.storage import write_text, writing
 from .fitting import MERGES, Fitting, Source, Unit, fit_unit, set_up, unit_done
 from .problem import Grid, Picture, Problem, truth_of
@@ -65,9 +66,14 @@ def run_probe(
 def _run(
     problem: Problem, encoders: Sequence[EncoderSpec], out: Path, settings: Settings, *, jobs: int, batch: int
 ) -> list[Source]:
+    specs = list(_specs(encoders, settings))
+    for spec, _ in specs:
+        vision_config(
+            [spec], fuse="channel-concat", reduce="none", language_width=1
+        )  # its layers, and what it is read by
     _claim(out, problem, settings)
     passes = _Passes(problem, out, settings, batch=batch)
-    sources = [passes.source(spec, kind) for spec, kind in _specs(encoders, settings)]
+    sources = [passes.source(spec, kind) for spec, kind in specs]
     fitting = passes.fitting(sources)
     sources += [_position(grid) for grid in sorted(fitting.truths)]
     units = [unit for source in sources for unit in units_of(source, settings)]
@@ -149,7 +155,7 @@ class _Passes:
         identity = hashlib.sha256(json.dumps(frozen.identity()).encode()).hexdigest()[:16]
         source = Source(
             name, kind, spec.name, spec.checkpoint, frozen.grid, frozen.depth, frozen.layers, identity,
-            self.out / "features" / name, spec.image_size, spec.weights,
+            self.out / "features" / name, spec.image_size, spec.weights, frozen.encoder.config.model_type,
         )  # fmt: skip
         lacking = [u for u in units_of(source, self.settings) if not unit_done(self.out / "units", u)]
         if lacking or not self.keys.keys() >= {p.identity for p in (*self.problem.train, *self.problem.test)}:
@@ -223,6 +229,11 @@ def _fit_all(fitting: Fitting, units: Sequence[Unit], *, jobs: int) -> None:
             try:
                 for future in as_completed(futures):
                     bar.update(task, advance=future.result().cost)
+            except BrokenProcessPool as error:
+                raise ValueError(
+                    "a process that fits heads was ended from outside, most likely for want of memory: repeat the command "
+                    "with --jobs 1, what is done is kept; or go to another --out with --no-merges or fewer --train and --test"
+                ) from error
             except BaseException:
                 pool.shutdown(cancel_futures=True)
                 raise

@@ -94,8 +94,8 @@ def _found(logits: Tensor, boxes: Tensor, material: Material) -> dict[str, Tally
         patch = int((known[image] @ unknown[row]).argmax())
         view, true = truth.views[image], truth.pixels[thing]
         overlap[k] = box_iou([view.inverse(_box(boxes[image, patch]))], [true])[0]
-        x, y = view.inverse_point((float(centers[patch, 0]), float(centers[patch, 1])))
-        pointed[k] = true[0] <= x <= true[2] and true[1] <= y <= true[3]
+        x1, y1, x2, y2 = truth.boxes[thing].tolist()  # of what is shown: padding is in no box
+        pointed[k] = x1 <= centers[patch, 0] <= x2 and y1 <= centers[patch, 1] <= y2
     count = len(truth.views)
     return {
         "rec": _by_image(rec_correct(overlap), images, count),
@@ -195,7 +195,8 @@ def region(material: Material, *, head: str, seed: int, effort: Effort) -> dict[
     number = true.sum(1)
     hits = ((ranks < number[:, None]) & (true > 0.5)).sum(1)
     values = (hits / number.clamp_min(1)).numpy()
-    return {"region": _by_image(values, material.test.image, len(material.test.views))}
+    named = number > 0  # of the others nobody says what they are called
+    return {"region": _by_image(values[named.numpy()], material.test.image[named], len(material.test.views))}
 
 
 def _regions(features: Tensor, truth: Truth) -> Tensor:
