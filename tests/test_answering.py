@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 from itertools import pairwise
 from pathlib import Path
@@ -111,6 +112,42 @@ def test_questions_about_one_image_read_it_once(checkpoint, examples):
     answer(examples)
     handle.remove()
     assert rows == [3]  # seven questions about three images
+
+
+def test_another_image_under_the_same_name_is_read_anew(checkpoint, images, tmp_path):
+    def about(path: Path) -> list[Example]:
+        return [instruct(Example("0", "caption", path, (Turn("", "unseen"),)))]
+
+    answer, path = Answerer(checkpoint, max_new_tokens=2), tmp_path / "a.png"
+    for image, time in ((images[0], 5), (images[1], 6), (images[1], 6)):
+        path.write_bytes(image.read_bytes())
+        os.utime(path, ns=(time, time))
+        answer(about(path))
+    first, second = answer._remembered.values()
+    assert not torch.equal(first, second)
+
+
+def test_rounded_weights_say_what_autocast_says(checkpoint, examples):
+    """bf16: Linears are rounded once, and every number is that of autocast on the whole ones."""
+    half, whole = Answerer(checkpoint, max_new_tokens=12, precision="bf16"), Answerer(checkpoint, max_new_tokens=12)
+    whole.precision = "bf16"
+    kinds = {m.weight.dtype for m in half.model.modules() if type(m) is torch.nn.Linear}
+    assert torch.bfloat16 in kinds
+    assert half.model.get_input_embeddings().weight.dtype == torch.float32
+    batch = half.collator.prompt_batch(examples[:2])
+    with torch.inference_mode():
+        found = []
+        for answer in (half, whole):
+            with answer.autocast():
+                found.append(answer.model(**batch).logits)
+    torch.testing.assert_close(*found, atol=0, rtol=0)
+    assert half(examples) == whole(examples)
+
+
+@pytest.mark.parametrize("name", ["foo", "cuda:77"])
+def test_a_device_that_is_none_is_said_in_one_line(checkpoint, name):
+    with pytest.raises(ValueError, match=f"device '{name}'"):
+        Answerer(checkpoint, device=name)
 
 
 def test_grey_sees_no_image_and_equals_a_grey_picture(checkpoint, images, tmp_path):

@@ -294,7 +294,8 @@ def test_the_loop_changes_images_saves_and_survives_mistakes(image, tmp_path, mo
     out, saved = tmp_path / "out.png", tmp_path / "saved.png"
     talk = Talk(Saying(TAUGHT[WHERE], "", "it is [0,0,1,1]"), out)
     typed_in(
-        monkeypatch, WHERE, "/history", "/image missing.png", "/image", f'/image "{image}"', "/help", "/nothing",
+        monkeypatch, WHERE, "/history", "/image missing.png", "/image ~nobody-here/a.png",
+        "/image", f'/image "{image}"', "/help", "/nothing",
         "is it in [1,2,30,40]?", "or in [1,2,300,40]?", "/history", "/new", "/history", "and now?", "is there a star?",
         f"/save {tmp_path / 'saved.exe'}", f"/save {image}", f"/save {saved}",
     )  # fmt: skip
@@ -302,6 +303,7 @@ def test_the_loop_changes_images_saves_and_survives_mistakes(image, tmp_path, mo
     said = capsys.readouterr().out
     for line in (
         "error: missing.png: there is no such image",
+        "error: Could not determine home directory",
         "error: no file is named",
         "scene.png: 90 x 45 pixels",
         "error: there is no /nothing; commands: /image",

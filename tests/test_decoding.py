@@ -181,7 +181,8 @@ def test_sampling_follows_its_seed_whatever_is_beside_it(root):
     greedy = decoder([prompts[4]])[0]
     assert drawn(1) == drawn(1, beside=(0, 3, 8))
     assert len({tuple(drawn(seed)) for seed in range(6)}) > 3
-    assert drawn(1, top_p=1e-6) == drawn(2, temperature=1e-4) == greedy
+    assert drawn(1, top_p=1e-6) == drawn(1, top_p=0) == drawn(2, temperature=1e-4) == greedy
+    assert drawn(2, temperature=1e-320) == drawn(2, temperature=1e-38) == greedy
 
 
 def test_settings_of_the_generation_config_count(root):

@@ -130,6 +130,9 @@ def test_uploads_that_cannot_be_used_are_refused_and_the_image_stays(visitor, tm
             visitor.upload(tmp_path / f"{name}.png")
         assert str(tmp_path) not in str(error.value)
         assert visitor.about is before
+    monkeypatch.setattr(session, "MAX_SIDE", 90)
+    with pytest.raises(ValueError, match="or 90 on a side"):
+        visitor.upload(tmp_path / "whole.png")
     monkeypatch.setattr(session, "MAX_BYTES", 100)
     with pytest.raises(ValueError, match="smaller first"):
         visitor.upload(tmp_path / "whole.png")

@@ -199,6 +199,7 @@ def test_shikra_without_its_projector_or_tokens_is_refused(shikra, tmp_path, cap
     save_file(weights, bare / "model.safetensors", metadata={"format": "pt"})
     plain = changed(shikra[0], tmp_path / "plain")
     tiny_tokenizer().save_pretrained(plain)
-    for folder, said in ((bare, "no model.mm_projector.weight"), (plain, "has no <im_patch>")):
+    hub = "somebody/shikra-7b"
+    for folder, said in ((hub, "is no folder"), (bare, "no model.mm_projector.weight"), (plain, "has no <im_patch>")):
         assert main(["import", "shikra", str(folder), "--out", str(tmp_path / "ours")]) == 2
         assert said in capsys.readouterr().err

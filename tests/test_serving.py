@@ -11,6 +11,7 @@ import socket
 import struct
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -418,3 +419,35 @@ def test_text_is_certain_before_it_is_sent(alone):
     pieces = [text.take((one,), last=k == len(ids) - 1) for k, one in enumerate(ids) if not text.stopped]
     assert "".join(pieces) == "déjà vu ✓"
     assert text.stopped
+
+
+@pytest.mark.parametrize(
+    ("whole", "stop", "kept"),
+    [("cat Observation: x", "Observation:", "cat"), ("USER: hi", "USER:", ""), ("yes<|im_end|>", "<|im_end|>", "yes")],
+)
+def test_a_stop_text_longer_than_the_answer_is_held_back_whole(whole, stop, kept):
+    """Decoded a character at a time."""
+    letters = SimpleNamespace(decode=lambda ids, **_: "".join(map(chr, ids)))
+    text = Text(letters, stops=(stop,))
+    pieces = [text.take((ord(one),), last=False) for one in whole if not text.stopped]
+    assert ("".join(pieces), text.said, text.stopped) == (kept, kept, True)
+
+
+def test_nulls_and_zeros_of_openais_schema_are_taken(server):
+    for given in ({"stream": None}, {"temperature": 1e-320}, {"temperature": 1.0, "top_p": 0}):
+        status, said = server.post(chat(TEXT, max_tokens=3, **given))
+        assert status == 200, said
+        _, plain = server.post(chat(TEXT, max_tokens=3))
+        assert said["choices"] == plain["choices"]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_an_engine_that_cannot_go_on_leaves_nobody_waiting(checkpoint, capfd):
+    """What fails after the failure, such as a device that is lost, ends the engine; all are told, and it is not alive."""
+    with live(checkpoint, tokens=4) as frail:
+        decoder = frail.answerer.decoder
+        decoder.begin = decoder.start = lambda *_: 1 / 0  # type: ignore[assignment,method-assign]
+        assert frail.post(chat(TEXT))[0] == 500
+        assert frail.until(lambda: not frail.service.engine.alive)
+        assert frail.post(chat(TEXT))[0] == 503
+    assert "ZeroDivisionError" in capfd.readouterr().err

@@ -17,7 +17,7 @@ from ..data.example import Example
 from ..data.geometry import GEOMETRIES, View
 from ..data.images import OPENERS
 from ..model import CommForConditionalGeneration
-from .checkpoint import load_checkpoint, resolve_checkpoint
+from .checkpoint import device_named, load_checkpoint, placed, resolve_checkpoint, round_linears
 from .decoding import Decoder, Prompt, Row
 
 __all__ = ["Answerer", "load_checkpoint", "resolve_checkpoint"]
@@ -46,9 +46,11 @@ class Answerer:
                 raise ValueError(f"{what} is {value!r}; valid: {', '.join(valid)}")
         if max_new_tokens < 1 or batch_size < 1:
             raise ValueError(f"max_new_tokens and batch_size must be positive, got {max_new_tokens} and {batch_size}")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = device_named(device)
         model, self.processor = load_checkpoint(checkpoint, bits=bits, device=str(self.device))
-        self.model: CommForConditionalGeneration = model if bits else model.to(self.device)  # type: ignore[arg-type,assignment]
+        self.model: CommForConditionalGeneration = model if bits else placed(model, self.device)
+        if precision == "bf16":
+            round_linears(self.model)
         self.batch_size, self.images, self.precision, self.knock_out = batch_size, images, precision, knock_out
         self.model.model.vision_tower.off(knock_out)  # a slip is told before anything is asked
         stated = self.model.config.text_config.to_dict().get("max_position_embeddings")  # type: ignore[union-attr]
@@ -143,12 +145,22 @@ class Answerer:
         images = self.collator.opened(examples)
         rows = self.collator.prompts(examples, images)
 
+        states = {path: _state(path) for path in images}
+
         def pixels(new: list[Any]) -> Tensor:
-            shown = [images[path] for path in new]
+            shown = [images[path] for path, *_ in new]
             return self.collator.image_processor(images=shown, return_tensors="pt")["pixel_values"]
 
-        tokens = self.visual_tokens(images, pixels, knock_out=knock_out)
+        tokens = self.visual_tokens(states.values(), pixels, knock_out=knock_out)
         return [
-            Prompt(torch.from_numpy(row), example.image, None if example.image is None else tokens[example.image])
+            Prompt(
+                torch.from_numpy(row), example.image, None if example.image is None else tokens[states[example.image]]
+            )
             for row, example in zip(rows, examples, strict=True)
         ]
+
+
+def _state(path: Path) -> tuple[Path, int, int]:
+    """What an image is remembered by: another one may be written under its name."""
+    found = path.stat()
+    return path, found.st_mtime_ns, found.st_size

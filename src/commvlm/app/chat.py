@@ -101,7 +101,7 @@ class Talk:
                     raise ValueError(f"there is no {word}; commands: {', '.join(self.commands)}, /quit")
                 elif line:
                     self.ask(line)
-            except (ValueError, OSError) as error:
+            except (ValueError, OSError, RuntimeError) as error:  # no such ~user, no memory left
                 print(f"error: {' '.join(str(error).split())}")
             except KeyboardInterrupt:
                 print("\n(stopped; the question is not remembered)")

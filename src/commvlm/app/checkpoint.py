@@ -11,7 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError
+from torch import nn
 from transformers import BitsAndBytesConfig
 from transformers.utils import logging
 
@@ -82,7 +84,7 @@ def load_checkpoint(
         with quietly():
             model, report = load(folder, use_safetensors=True, local_files_only=True, output_loading_info=True)
             processor = CommProcessor.from_pretrained(folder, local_files_only=True)
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError, RuntimeError) as error:
+    except (OSError, SafetensorError, ValueError, LookupError, TypeError, AttributeError, RuntimeError) as error:
         raise ValueError(f"checkpoint {folder} cannot be loaded ({one_line(error)}); copy or train it again") from error
     lacking = sorted(report["missing_keys"]) + sorted(key for key, *_ in report["mismatched_keys"])
     if lacking:
@@ -91,6 +93,31 @@ def load_checkpoint(
             "do not belong together; copy or train it again"
         )
     return model.eval(), processor
+
+
+def device_named(name: str | None) -> torch.device:
+    """The device of that name; the GPU by default where there is one. Raises ValueError for what is none."""
+    try:
+        return torch.device(name or ("cuda" if torch.cuda.is_available() else "cpu"))
+    except RuntimeError as error:
+        raise ValueError(f"device {name!r}: {one_line(error)}") from error
+
+
+def placed(model: Any, device: torch.device) -> Any:
+    """The model on that device. Raises ValueError where there is none, or not enough memory."""
+    try:
+        return model.to(device)
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device {str(device)!r}: {one_line(error)}; choose another --device") from error
+
+
+def round_linears(model: nn.Module) -> None:
+    """The weights of Linears in bfloat16, once: autocast would round them so at every step (its cache knows nothing of
+    inference mode), and every product is the same. A head that shares its weight with the embedding keeps it."""
+    shared = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    for module in model.modules():
+        if type(module) is nn.Linear and id(module.weight) not in shared:
+            module.to(torch.bfloat16)
 
 
 def _quantised(bits: int | None, device: str) -> dict[str, Any]:

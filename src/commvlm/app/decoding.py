@@ -51,6 +51,13 @@ class Decoder:
         usual = all(said[name] in values for name, values in PLAIN.items() if name in said)
         self.shares_prefixes = usual and "position_ids" in takes and "past_key_values" in takes
 
+    @torch.inference_mode()
+    def settle(self) -> None:
+        """Tells at once, by reading one token, whether the model shares prefixes; otherwise the first question tells."""
+        if self.shares_prefixes:
+            read = self.model.model(input_ids=torch.full((1, 1), self.pad, device=self.device), use_cache=True)
+            self.shares_prefixes = _plain(read.past_key_values)
+
     def _ids(self, setting: str) -> Tensor:
         """The ids of a setting of the model's generation config: one, several, or none."""
         config = {} if self.model.generation_config is None else self.model.generation_config.to_dict()

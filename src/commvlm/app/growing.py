@@ -32,7 +32,8 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sampling:
-    """Drawn instead of the likeliest token: temperature above 0, of the likeliest tokens that make up top_p in (0, 1]."""
+    """Drawn instead of the likeliest token: temperature above 0, of the likeliest tokens that make up top_p in [0, 1], at
+    least of one."""
 
     temperature: float
     top_p: float
@@ -41,8 +42,12 @@ class Sampling:
 
     def pick(self, logits: Tensor) -> int:
         """(vocabulary,) -> an id."""
-        chances, ids = (logits.float().cpu() / self.temperature).softmax(-1).sort(descending=True)
-        chances[chances.cumsum(-1) - chances >= self.top_p] = 0
+        scores = logits.double().cpu()
+        # From the highest down: however small the temperature, the likeliest token's score stays 0.
+        chances, ids = ((scores - scores.max()) / self.temperature).softmax(-1).sort(descending=True)
+        left_out = chances.cumsum(-1) - chances >= self.top_p
+        left_out[0] = False
+        chances[left_out] = 0
         return int(ids[torch.multinomial(chances, 1, generator=self.generator)])
 
 

@@ -8,7 +8,7 @@ from transformers import PreTrainedTokenizerBase
 
 from ..data.dialogue import CHAT_TEMPLATE
 from ..model import CommForConditionalGeneration, CommProcessor, build_processor
-from ..model.build import settle_generation
+from ..model.build import add_image_token, settle_generation
 from ..model.checkpoints import CheckpointError
 from ..model.importing import import_llava, import_shikra
 from ..model.processing import IMAGE_TOKEN
@@ -26,6 +26,10 @@ def import_checkpoint(kind: str, path: str, out: Path, *, vision: str | None = N
     """
     if out.exists():
         raise ValueError(f"{out} exists: choose another --out")
+    if kind == "shikra" and not Path(path).is_dir():
+        raise CheckpointError(
+            f"{path!r} is no folder; Shikra's weights are given out as a delta: name the folder of their sum"
+        )
     tokenizer = load_tokenizer(path)
     model = import_llava(path) if kind == "llava" else _shikra(path, tokenizer, vision)
     save_whole(out, model, _processor(model, tokenizer))
@@ -45,10 +49,10 @@ def _processor(model: CommForConditionalGeneration, tokenizer: PreTrainedTokeniz
     """Our processor, whose image token must be the id that the model writes over."""
     wanted = model.config.image_token_id
     if tokenizer.get_vocab().get(IMAGE_TOKEN) != wanted:
-        tokenizer.add_tokens([IMAGE_TOKEN], special_tokens=True)
-        model.config.image_token_id = len(tokenizer) - 1
-        if len(tokenizer) > model.config.text_config.vocab_size:  # type: ignore[union-attr]
-            model.resize_token_embeddings(len(tokenizer), mean_resizing=False)
+        model.config.image_token_id = add_image_token(tokenizer)
+        size = max(len(tokenizer), model.config.image_token_id + 1)
+        if size > model.config.text_config.vocab_size:  # type: ignore[union-attr]
+            model.resize_token_embeddings(size, mean_resizing=False)
     processor = build_processor(model.config, tokenizer, chat_template=CHAT_TEMPLATE)
     settle_generation(model, tokenizer)  # configs often have the library's ids, not those of their own tokenizer
     return processor

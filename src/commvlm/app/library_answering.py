@@ -20,7 +20,7 @@ from ..data.dialogue import filled_turns
 from ..data.example import IMAGE, Example
 from ..data.geometry import GEOMETRIES
 from ..data.images import open_image
-from .checkpoint import one_line, quietly
+from .checkpoint import device_named, one_line, placed, quietly, round_linears
 from .decoding import PLAIN
 
 
@@ -57,8 +57,10 @@ class LibraryAnswerer:
     ) -> None:  # fmt: skip
         if geometry not in GEOMETRIES:
             raise ValueError(f"there is no geometry {geometry!r}; geometries: {', '.join(GEOMETRIES)}")
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        self.model, self.processor = model.to(self.device), processor
+        self.device = device_named(device)
+        self.model, self.processor = placed(model, self.device), processor
+        if precision == "bf16":
+            round_linears(self.model)
         self.max_new_tokens, self.batch_size, self.precision = max_new_tokens, batch_size, precision
         self.codec, self.geometry = codec_of(codec), geometry
         for name in PENALTIES:

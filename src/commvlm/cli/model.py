@@ -136,7 +136,7 @@ def add_import(commands: argparse._SubParsersAction) -> None:
     parser.add_argument(
         "kind", choices=("llava", "shikra"), help="llava: the library's format; shikra: with its delta added"
     )
-    parser.add_argument("path", help="hub id or folder, weights as safetensors")
+    parser.add_argument("path", help="llava: hub id or folder; shikra: folder; weights as safetensors")
     parser.add_argument("--vision", help="shikra's CLIP, by hub id or folder; the one that it names by default")
     parser.add_argument("--out", type=Path, required=True, help="folder of the new checkpoint")
 

@@ -19,7 +19,10 @@ MAX_PIXELS = 89_478_485
 MAX_SIDE = 16_384
 """Pixels; a longer side would make the padded square too large, however thin the image is."""
 
-_BROKEN = (OSError, ValueError, SyntaxError, EOFError, IndexError, OverflowError, struct.error, zlib.error)
+_BROKEN = (
+    OSError, ValueError, SyntaxError, EOFError, LookupError, OverflowError, TypeError, AttributeError, struct.error,
+    zlib.error,
+)  # fmt: skip
 """What Pillow's decoders raise on a damaged file."""
 
 

@@ -234,6 +234,8 @@ class CommConfig(PreTrainedConfig):
     def __post_init__(self, **kwargs: Any):
         super().__post_init__(**kwargs)
         self.project = settle(self.project, PROJECTS, what="project")
+        if not isinstance(self.image_token_id, int):
+            raise ValueError(f"image_token_id is {self.image_token_id!r}, it must be an id")
         choice(self.frame, of=FRAMES, what="frame")
         choice(self.geometry, of=GEOMETRIES, what="geometry")
         colors = list(self.pad_color) if isinstance(self.pad_color, list | tuple) else []

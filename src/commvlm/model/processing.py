@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import struct
 import warnings
+import zlib
 from collections.abc import Mapping, Sequence
 from io import BytesIO
 from pathlib import Path
@@ -26,6 +28,11 @@ from .names import choice
 MAX_PIXELS = 64_000_000
 """Larger pictures are refused: a small file can unpack to many gigabytes."""
 IMAGE_TOKEN = "<image>"
+BROKEN = (
+    OSError, ValueError, SyntaxError, EOFError, LookupError, OverflowError, TypeError, AttributeError, struct.error,
+    zlib.error,
+)  # fmt: skip
+"""What Pillow's decoders raise on a damaged file."""
 
 
 class ImageError(ValueError):
@@ -73,7 +80,7 @@ def _decoded(source: Path | BytesIO, *, name: str) -> Image.Image:
         raise ImageError(f"image {name} is larger than {MAX_PIXELS:,} pixels; make it smaller first") from error
     except ImageError:
         raise
-    except (OSError, SyntaxError, ValueError, EOFError, OverflowError, IndexError, TypeError) as error:
+    except BROKEN as error:
         raise ImageError(f"image {name} cannot be read ({error}); replace it or leave it out") from error
 
 

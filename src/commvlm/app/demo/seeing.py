@@ -47,11 +47,11 @@ class Seeing:
     """One image's patch tokens of a few layers of each encoder, and of its merged branch, held to be compared."""
 
     def __init__(self, answerer: Answerer, image: Path) -> None:
-        self.image = open_image(image)
-        self.view = answerer.view(*self.image.size)
-        shown = answerer.processor.image_processor.shown(self.image).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+        picture = open_image(image)
+        self.view = answerer.view(*picture.size)
+        shown = answerer.processor.image_processor.shown(picture).resize((SIDE, SIDE), Image.Resampling.BICUBIC)
         self.grey = np.asarray(shown.convert("L"), dtype=np.float32)[..., None].repeat(3, axis=2)
-        self.tokens = _read(answerer, self.image)
+        self.tokens = _read(answerer, picture)
 
     def maps(self, point: Point) -> list[Map]:
         """How alike each patch is to the one at `point` (pixels of the image): cosines, an encoder's layers from shallow to

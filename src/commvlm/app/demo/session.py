@@ -26,6 +26,8 @@ from .seeing import Map, Seeing
 
 MAX_PIXELS = 25_000_000
 """Width x height of an uploaded image; a phone's photo has 12 million and more."""
+MAX_SIDE = 8_000
+"""Pixels; the image is padded to a square."""
 MAX_BYTES = 16 * 2**20
 """Of an uploaded file, and of any request."""
 MAX_QUESTION = 2000
@@ -72,9 +74,10 @@ class Session:
                 width, height = image.size
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
             raise ValueError(f"this is no image that can be read; {', '.join(FORMATS)} can") from error
-        if width * height > MAX_PIXELS:
+        if width * height > MAX_PIXELS or max(width, height) > MAX_SIDE:  # it is padded to a square
             raise ValueError(
-                f"the image has {width} x {height} pixels, more than {MAX_PIXELS:,}; make it smaller first"
+                f"the image has {width} x {height} pixels, more than {MAX_PIXELS:,} or {MAX_SIDE:,} on a side; make it "
+                "smaller first"
             )
         self._open(_upright(path), None)
 

@@ -55,6 +55,8 @@ class Engine:
         self._growing: list[Ticket] = []
         self._stopping = False
         self._changed = threading.Condition()
+        with answerer.autocast():
+            answerer.decoder.settle()
         self._thread = threading.Thread(target=self._run, name="commvlm-engine", daemon=True)
 
     @property
@@ -97,6 +99,14 @@ class Engine:
                 self._waiting.remove(ticket)
 
     def _run(self) -> None:
+        try:
+            self._serve()
+        finally:  # by whatever it ended: nobody waits for an answer that cannot come
+            with self._changed:
+                self._stopping = True
+            self._fail()
+
+    def _serve(self) -> None:
         growing = self.answerer.decoder.start()
         while (change := self._next()) is not None:
             gone, joining = change
@@ -109,10 +119,9 @@ class Engine:
                         growing.step()
             except Exception:  # whatever it was, the others' requests go on
                 traceback.print_exc(file=sys.stderr)
-                growing = self.answerer.decoder.start()
                 self._fail()
+                growing = self.answerer.decoder.start()
             self._tell()
-        self._fail()
 
     def _next(self) -> tuple[list[Row], list[Ticket]] | None:
         """Waits for something to do. -> the rows that nobody waits for any more, and who joins now; None at the end."""

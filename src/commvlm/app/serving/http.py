@@ -45,7 +45,7 @@ class Service:
         """One chat completion, whole or streamed. Raises Refusal."""
         deadline = asyncio.get_running_loop().time() + self.limits.seconds
         asked, wanted = await self._asked(request)
-        ticket = self.engine.submit(asked, sampling=_sampling(wanted), stepwise=wanted.stream or bool(wanted.stops))
+        ticket = self.engine.submit(asked, sampling=_sampling(wanted), stepwise=bool(wanted.stream or wanted.stops))
         text = Text(self.answerer.processor.tokenizer, stops=wanted.stops)
         completion = Completion(self.name, text, asked.view, self.answerer.collator.codec, len(asked.ids))
         self.metrics.tokens.labels("prompt").inc(len(asked.ids))

@@ -36,7 +36,7 @@ class Text:
         if not last:
             held = max((len(stop) for stop in self.stops), default=1) - 1
             text = text.rstrip("\N{REPLACEMENT CHARACTER}")
-            text = text[: len(text) - held].rstrip() if held else text
+            text = text[: max(0, len(text) - held)].rstrip() if held else text
         if not text.startswith(self.said):  # decoders may join tokens anew; what was sent stays sent
             return ""
         piece, self.said = text[len(self.said) :], text
