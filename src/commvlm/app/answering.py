@@ -48,9 +48,9 @@ class Answerer:
             raise ValueError(f"max_new_tokens and batch_size must be positive, got {max_new_tokens} and {batch_size}")
         self.device = device_named(device)
         model, self.processor = load_checkpoint(checkpoint, bits=bits, device=str(self.device))
-        self.model: CommForConditionalGeneration = model if bits else placed(model, self.device)
         if precision == "bf16":
-            round_linears(self.model)
+            round_linears(model)
+        self.model: CommForConditionalGeneration = model if bits else placed(model, self.device)
         self.batch_size, self.images, self.precision, self.knock_out = batch_size, images, precision, knock_out
         self.model.model.vision_tower.off(knock_out)  # a slip is told before anything is asked
         stated = self.model.config.text_config.to_dict().get("max_position_embeddings")  # type: ignore[union-attr]

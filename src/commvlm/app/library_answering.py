@@ -58,9 +58,9 @@ class LibraryAnswerer:
         if geometry not in GEOMETRIES:
             raise ValueError(f"there is no geometry {geometry!r}; geometries: {', '.join(GEOMETRIES)}")
         self.device = device_named(device)
-        self.model, self.processor = placed(model, self.device), processor
         if precision == "bf16":
-            round_linears(self.model)
+            round_linears(model)
+        self.model, self.processor = placed(model, self.device), processor
         self.max_new_tokens, self.batch_size, self.precision = max_new_tokens, batch_size, precision
         self.codec, self.geometry = codec_of(codec), geometry
         for name in PENALTIES:
