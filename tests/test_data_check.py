@@ -266,6 +266,17 @@ def test_check_tells_held_out_images_from_those_of_a_test(root, tmp_path):
         assert (rec.check.held, rec.check.problems["in a test"].count) == counted
 
 
+def test_many_examples_that_are_not_prepared_are_told(root, monkeypatch, capsys):
+    (root / "rec.jsonl").write_text("".join(json.dumps(line(f"good{n}.png")) + "\n" for n in range(6)))
+    recipe = load_recipe("micro", options(root))
+    monkeypatch.setattr("commvlm.train.sources.MANY", 5)
+    named_examples(recipe.data.sources, root)
+    assert "source 'rec': 6 examples are held in memory by every process" in capsys.readouterr().err
+    prepare_recipe(recipe)
+    named_examples(recipe.data.sources, root)
+    assert "held in memory" not in capsys.readouterr().err
+
+
 def test_a_store_that_is_damaged_or_moved(root, tmp_path):
     (root / "rec.jsonl").write_text("".join(json.dumps(line(f"good{n}.png")) + "\n" for n in range(6)))
     ((source, _),) = prepare_recipe(load_recipe("micro", options(root)), ["rec"])

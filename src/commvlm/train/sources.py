@@ -26,6 +26,8 @@ from .recipe import Data, Source, Stage
 
 NAME = re.compile(r"[^\W_][\w+.-]*")
 """Of a source: files are named by it."""
+MANY = 1_000_000
+"""Examples of a source, some 1 KB each, above which it is said that they are not prepared."""
 PREPARED = ".prepared"
 """Folder of the stores, under data.root."""
 
@@ -60,6 +62,12 @@ def examples_of(source: Source, root: Path, *, faults: str = "refuse") -> Sequen
             counted = None if faults == "refuse" else Faults()
             examples = read(source.format, images=images, faults=counted, **files, **options)
             left_out = 0 if counted is None else counted.count
+            if len(examples) > MANY:
+                print(
+                    f"source {source.name!r}: {len(examples):,} examples are held in memory by every process; commvlm data prepare "
+                    "makes a store of them",
+                    file=sys.stderr,
+                )
     except ValueError as error:
         raise RecipeError(f"source {source.name!r}: {error}") from error
     if left_out:
