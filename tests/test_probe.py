@@ -201,6 +201,21 @@ class TestTasks:
         expected = module.head(merge([states[:, k : k + 1] for k in range(3)])[:, 0])  # type: ignore[operator]
         torch.testing.assert_close(module(states), expected)
 
+    def test_means_of_patches_are_merged_as_patches_are(self):
+        """Presence and region: the mean of what the model's own merge makes of every patch."""
+        states = 3 * torch.randn(5, 16, 3, 8)
+        module = new_head("linear", states[:, 0], 4, seed=1, pooled=True)
+        for norm in module.merge.norms:  # type: ignore[union-attr]
+            torch.nn.init.normal_(norm.weight)
+            torch.nn.init.normal_(norm.bias)
+        torch.nn.init.normal_(module.merge.logits)  # type: ignore[union-attr,arg-type]
+        merged = module.merge([states[:, :, k] for k in range(3)])  # type: ignore[operator]
+        expected = module.head(merged.mean(1))  # type: ignore[operator]
+        torch.testing.assert_close(module(tasks._means(states)), expected, atol=1e-5, rtol=1e-4)
+        things = [picture(str(n), thing((0, 0, 32, 16), "star")) for n in range(5)]
+        found = module(tasks._regions(states, truth_of(WORDS, things, (4, 4))))
+        torch.testing.assert_close(found, module.head(merged[:, :2].mean(1)), atol=1e-5, rtol=1e-4)  # type: ignore[operator]
+
 
 SMALL = Settings(heads=("mlp",), seeds=2, effort=Effort(steps=4, patches=64), tasks=("rec", "presence"))
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import layer_norm
 
 from ..model.merges import MERGES
 from ..model.vision import initialise
@@ -30,6 +32,22 @@ class Merged(nn.Module):
         shape = states.shape[:-2]
         rows = states.reshape(-1, 1, *states.shape[-2:])  # every row is an image of one patch
         return self.head(self.merge(list(rows.unbind(2)))[:, 0]).view(*shape, -1)
+
+
+class Pooled(Merged):
+    """The same for means over patches of `normalised` tokens, (b, layers, d): what follows that is linear, so this
+    is the mean of the patches' merged tokens, in which every patch went through its own LayerNorm."""
+
+    def forward(self, states: Tensor) -> Tensor:
+        merge: Any = self.merge
+        pairs = [merge.pair(place) for place in range(states.shape[-2])]
+        each = [linear(states[..., k, :] * norm.weight + norm.bias) for k, (norm, linear) in enumerate(pairs)]
+        return self.head((torch.stack(each, dim=-1) * merge.weights).sum(-1))
+
+
+def normalised(states: Tensor) -> Tensor:
+    """(..., d): what LayerNorm does before its own scale and shift, in float32."""
+    return layer_norm(states.float(), states.shape[-1:])
 
 
 def standardise(fitted: Tensor, *others: Tensor) -> list[Tensor]:
@@ -59,9 +77,9 @@ def fit(
         optimizer.step()
 
 
-def new_head(kind: str, features: Tensor, out: int, *, seed: int) -> nn.Module:
-    """A head for rows of features (b, d); for rows of several layers (b, layers, d), one behind LLN-Layerscale. First weights
-    of its own seed."""
+def new_head(kind: str, features: Tensor, out: int, *, seed: int, pooled: bool = False) -> nn.Module:
+    """A head for rows of features (b, d); for rows of several layers (b, layers, d), one behind LLN-Layerscale. pooled: rows
+    of several layers are means as `Pooled` takes them. First weights of its own seed."""
     dim = features.shape[-1]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -70,4 +88,4 @@ def new_head(kind: str, features: Tensor, out: int, *, seed: int) -> nn.Module:
             return head
         merge = MERGES["lln-layerscale"](features.shape[-2], dim, (1, 1))
         merge.apply(initialise)
-        return Merged(merge, head)
+        return Pooled(merge, head) if pooled else Merged(merge, head)

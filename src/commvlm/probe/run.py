@@ -33,7 +33,8 @@ from .fitting import MERGES, Fitting, Source, Unit, fit_unit, set_up, unit_done
 from .problem import Grid, Picture, Problem, truth_of
 from .tasks import TASKS, Effort
 
-VERSION = 1
+VERSION = 2
+"""2: in presence and region a learned merge sees each patch before the mean is taken."""
 
 
 @dataclass(frozen=True)

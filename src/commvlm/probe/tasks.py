@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from ..data.boxes import box_iou
 from ..evaluate.metrics.rec import rec_correct
-from .heads import RATES, fit, new_head
+from .heads import RATES, fit, new_head, normalised
 from .problem import Truth, patch_centers
 
 BOX_WEIGHT = 8.0
@@ -128,13 +128,20 @@ def presence(material: Material, *, head: str, seed: int, effort: Effort) -> dic
     (words, where there are none), and the share of right answers about as many present as absent ones (as POPE asks)."""
     count = material.categories or material.train.words.shape[1]
     labels, asked = material.train.present[:, :count], material.test.present[:, :count]
-    x, y = material.fitted.mean(1).float(), material.asked.mean(1).float()
-    module = new_head(head, x, count, seed=seed)
+    x, y = _means(material.fitted), _means(material.asked)
+    module = new_head(head, x, count, seed=seed, pooled=True)
     _fit_words(module, x, labels, head=head, seed=seed, effort=effort)
     prior = (labels.sum(0) + 0.5) / (len(labels) + 1)
     with torch.no_grad():
         scores = (module(y) - torch.logit(prior)).numpy()
     return {"auc": _auc(scores, asked.numpy()), "pope": _pope(scores, asked.numpy())}
+
+
+def _means(features: Tensor) -> Tensor:
+    """(n, d) of (n, N, d), or (n, layers, d) of normalised tokens of several layers: the mean over patches."""
+    if features.ndim == 3:
+        return features.mean(1).float()
+    return torch.cat([normalised(part).mean(1) for part in features.split(64)])
 
 
 def _fit_words(module: nn.Module, x: Tensor, labels: Tensor, *, head: str, seed: int, effort: Effort) -> None:
@@ -188,7 +195,7 @@ def region(material: Material, *, head: str, seed: int, effort: Effort) -> dict[
     likeliest ones (R-precision)."""
     x, y = (_regions(f, t) for f, t in ((material.fitted, material.train), (material.asked, material.test)))
     labels, true = material.train.words, material.test.words
-    module = new_head(head, x, labels.shape[1], seed=seed)
+    module = new_head(head, x, labels.shape[1], seed=seed, pooled=True)
     _fit_words(module, x, labels, head=head, seed=seed, effort=effort)
     with torch.no_grad():
         ranks = module(y).argsort(1, descending=True).argsort(1)
@@ -200,10 +207,14 @@ def region(material: Material, *, head: str, seed: int, effort: Effort) -> dict[
 
 
 def _regions(features: Tensor, truth: Truth) -> Tensor:
-    """(objects, d): the mean over the patches that each object owns; 0 for one that others cover."""
+    """(objects, d), or (objects, layers, d) as `_means`: the mean over the patches that each object owns; 0 where others
+    cover it."""
     image, patch = (truth.owner >= 0).nonzero(as_tuple=True)
     owner = truth.owner[image, patch]
-    sums = torch.zeros(len(truth.words), *features.shape[2:]).index_add_(0, owner, features[image, patch].float())
+    sums = torch.zeros(len(truth.words), *features.shape[2:])
+    for places in torch.arange(len(owner)).split(4096):
+        tokens = features[image[places], patch[places]]
+        sums.index_add_(0, owner[places], tokens.float() if features.ndim == 3 else normalised(tokens))
     number = torch.bincount(owner, minlength=len(truth.words)).clamp_min(1)
     return sums / number.view(-1, *[1] * (sums.ndim - 1))
 

@@ -64,8 +64,8 @@ def examples_of(source: Source, root: Path, *, faults: str = "refuse") -> Sequen
             left_out = 0 if counted is None else counted.count
             if len(examples) > MANY:
                 print(
-                    f"source {source.name!r}: {len(examples):,} examples are held in memory by every process; commvlm data prepare "
-                    "makes a store of them",
+                    f"source {source.name!r}: {len(examples):,} examples are held in memory by every process; "
+                    "commvlm data prepare makes a store of them",
                     file=sys.stderr,
                 )
     except ValueError as error:
