@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from hypothesis import settings
 
 from commvlm.cli import main
 from commvlm.microworld.writer import write_world
@@ -19,6 +21,12 @@ from commvlm.train.recipe import Recipe, load_recipe
 
 # Before anything imports the hub's client: a name that is not at hand is answered at once, whoever runs the tests and how.
 os.environ.update(HF_HUB_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+
+# One thread, as `make test` has it: a forked process could not use a pool that this one has started.
+torch.set_num_threads(1)
+# A machine that does something else for a while is no fault.
+settings.register_profile("patient", deadline=None)
+settings.load_profile("patient")
 
 ALL = {"merge": 1e-3, "align": 1e-3, "project": 1e-3, "language_model": 5e-4}
 STAGES = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from commvlm.train.keys import RecipeError
 from commvlm.train.parts import settle_parts
 from commvlm.train.recipe import Lora
 from commvlm.train.run import check, train
-from commvlm.train.trainer import StageTrainer
+from commvlm.train.trainer import Diverged, StageTrainer
 
 LORA = {"rank": 4, "alpha": 8, "dropout": 0.1}
 TRAINS = {"merge": 1e-3, "align": 1e-3, "project": 1e-3, "language_model": 1e-2}
@@ -264,6 +265,28 @@ class TestTheFinishedModel:
         )
         with pytest.raises(ValueError, match="is no finished run and no saved model"):
             train(small("--train.start", str(tmp_path), stages=stages), tmp_path / "c")
+
+    def test_a_checkpoint_on_the_way_begins_another_run(self, small, tmp_path, monkeypatch):
+        """What docs/training.md says to do after a step that diverged."""
+        stages = [{"name": "only", "steps": 4, "batch": 2, "warmup": 0, "trains": {"merge": 1e-3, "project": 1e-3}}]
+        own = StageTrainer._check
+
+        def diverging(trainer: StageTrainer, step: int, loss: float, norm: float) -> None:
+            own(trainer, step, math.nan if step == 3 else loss, norm)
+
+        monkeypatch.setattr(StageTrainer, "_check", diverging)
+        with pytest.raises(Diverged, match="step 3: the loss is nan"):
+            train(small("--train.save_every", "2", stages=stages), tmp_path / "one")
+        kept = tmp_path / "one" / "stages" / "only" / "checkpoint-2"
+        weights = load_file(kept / "model.safetensors")
+        only = [{"name": "next", "steps": 1, "batch": 2, "warmup": 0, "trains": {"merge": 1e-3}}]
+        train(small("--train.start", str(kept), stages=only), tmp_path / "two")
+        found = load_file(tmp_path / "two" / "model" / "model.safetensors")
+        frozen = [name for name in found if ".merge." not in name]
+        assert any("multi_modal_projector" in name for name in frozen)
+        assert all(torch.equal(found[name], weights[name]) for name in frozen)
+        start = assemble(small().model)[0].state_dict()
+        assert not all(torch.equal(found[name], start[name]) for name in frozen)
 
 
 class TestFourBits:

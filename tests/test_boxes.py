@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from commvlm.data.boxes import PadSquare, boxes_in_pixels, format_boxes, parse_boxes
@@ -84,7 +84,16 @@ def test_inverse_stays_in_the_image(box, width, height):
     assert 0 <= y2 <= height
 
 
-@given(st.text(alphabet="[]0123456789.,; x-", max_size=60))
+@given(
+    st.lists(
+        st.one_of(
+            st.text(alphabet="[]0123456789.,; x-", max_size=8),
+            st.lists(st.decimals(0, 2, places=3).map(str), min_size=4, max_size=4).map(lambda v: f"[{','.join(v)}]"),
+        ),
+        max_size=8,
+    ).map("".join)
+)
+@example("[0.1,0.2,0.3,0.4]x[0.5,0.5,1.2,1]")
 def test_any_text_parses_into_normalised_quadruples(text):
     for group in parse_boxes(text):
         assert group

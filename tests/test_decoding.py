@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -183,6 +184,16 @@ def test_sampling_follows_its_seed_whatever_is_beside_it(root):
     assert len({tuple(drawn(seed)) for seed in range(6)}) > 3
     assert drawn(1, top_p=1e-6) == drawn(1, top_p=0) == drawn(2, temperature=1e-4) == greedy
     assert drawn(2, temperature=1e-320) == drawn(2, temperature=1e-38) == greedy
+
+
+def test_top_p_leaves_the_likeliest_and_draws_among_them():
+    logits = torch.tensor([0.2, 0.5, 0.3]).log()
+    generator = torch.Generator().manual_seed(0)
+    for top_p, kept in ((0.4, {1}), (0.6, {1, 2}), (0.9, {0, 1, 2})):
+        said = Counter(Sampling(1.0, top_p, generator).pick(logits) for _ in range(800))
+        assert set(said) == kept
+        if top_p == 0.6:
+            assert abs(said[1] / 800 - 5 / 8) < 0.07
 
 
 def test_settings_of_the_generation_config_count(root):

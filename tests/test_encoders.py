@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -169,6 +170,21 @@ def test_another_resolution_interpolates_positions(root, family):
     spread = (same[0, 0] - same[0, -1]).abs().max()
     # Rotary positions alone (DINOv3) move attention, and equal patches have equal values to attend to.
     assert spread > 1e-3 or family == "dinov3_vit"
+
+
+def test_a_table_of_positions_is_resized_the_right_way_round(root):
+    """AIMv2: a ramp over the rows stays one."""
+    folder = encoder_folder(root, "aimv2_vision_model")
+    whole = AutoModel.from_pretrained(folder)
+    table = next(p for name, p in whole.named_parameters() if name.endswith("position_embedding.weight"))
+    side = round(len(table) ** 0.5)
+    with torch.no_grad():
+        table.copy_(torch.arange(side).repeat_interleave(side)[:, None].expand_as(table))
+    whole.save_pretrained(root / "ramp")
+    encoder: Any = load_encoder(str(root / "ramp"), truncate(whole_config(folder), 2, image_size=2 * SIZE))
+    found = encoder.embeddings.position_embedding.weight[:, 0].view(2 * side, 2 * side)
+    assert (found.diff(dim=0) > 0).all()
+    torch.testing.assert_close(found, found[:, :1].expand_as(found))
 
 
 @pytest.mark.parametrize("family", FAMILIES)

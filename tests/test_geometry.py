@@ -4,7 +4,7 @@ import pickle
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -170,7 +170,20 @@ def test_a_codec_reads_what_it_can_write(name, text, groups):
     assert parse_boxes(text, codec_of(name)) == groups
 
 
-@given(st.text(alphabet="[]()0123456789.,; -", max_size=60), st.sampled_from(sorted(CODECS)))
+@given(
+    st.lists(
+        st.one_of(
+            st.text(alphabet="[]()0123456789.,; -", max_size=8),
+            st.lists(st.integers(0, 2000).map(str), min_size=4, max_size=4).map(lambda v: f"[{','.join(v)}]"),
+            st.lists(st.integers(0, 1000).map(str), min_size=4, max_size=4).map(
+                lambda v: f"({v[0]},{v[1]}),({v[2]},{v[3]})"
+            ),
+        ),
+        max_size=6,
+    ).map("".join),
+    st.sampled_from(sorted(CODECS)),
+)
+@example("[10,20,1500,900]", "pixels")
 def test_any_answer_parses_and_stays_in_the_image(text, name):
     view = PadSquare(40, 30)
     for group in boxes_in_pixels(text, view, codec_of(name)):

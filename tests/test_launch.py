@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -74,3 +75,27 @@ class TestLaunchFiles:
     def test_are_shell_scripts(self, name):
         path = Path(__file__).parents[1] / "launch" / name
         assert subprocess.run(["bash", "-n", str(path)]).returncode == 0
+
+    @pytest.mark.parametrize(
+        ("given", "meeting"),
+        [
+            ({"GPUS": "2"}, ["--standalone", "--nproc-per-node", "2"]),
+            (
+                {"GPUS": "4", "NODES": "2", "HEAD": "a:1"},
+                [
+                    "--nnodes", "2", "--rdzv-backend", "c10d", "--rdzv-endpoint", "a:1", "--rdzv-id", "commvlm",
+                    "--nproc-per-node", "4",
+                ],
+            ),
+        ],
+    )  # fmt: skip
+    def test_torchrun_is_told(self, tmp_path, given, meeting):
+        stub = tmp_path / "torchrun"
+        stub.write_text('#!/bin/bash\nprintf "%s\\n" "$@"\n')
+        stub.chmod(0o755)
+        script = Path(__file__).parents[1] / "launch" / "torchrun.sh"
+        environ = {**os.environ, "PATH": f"{tmp_path}:{os.environ['PATH']}", **given}
+        said = subprocess.run(
+            [str(script), "comm-7b", "--out", "a b"], env=environ, capture_output=True, text=True, check=True
+        )
+        assert said.stdout.splitlines() == [*meeting, "-m", "commvlm.cli", "train", "comm-7b", "--out", "a b"]

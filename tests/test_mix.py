@@ -97,8 +97,10 @@ def test_weights_are_exact_in_every_stretch(weights, start):
             assert abs(found[name] - block * weight / sum(weights)) <= 2
 
 
-def test_weighted_children_go_on_where_they_were():
-    spec = {"weighted": [{"source": "b", "weight": 1}, {"source": "e", "weight": 3}]}
+@pytest.mark.parametrize("weights", [(1, 3), (1, 2), (1, 6), (3, 4)])
+def test_weighted_children_go_on_where_they_were(weights):
+    """Also where a block has no whole number of a child's draws."""
+    spec = {"weighted": [{"source": name, "weight": weight} for name, weight in zip("be", weights, strict=True)]}
     items = drawn(spec, 4096)
     for name, count in (("b", 40), ("e", 250)):
         own = [place for n, place in items if n == name]

@@ -248,6 +248,11 @@ class TestRun:
             run_probe(problem, probing.encoder_specs(["clip"]), tmp_path / "out", settings=wrong, jobs=1)
         assert not (tmp_path / "out" / "probe.json").exists()
 
+    def test_every_head_has_its_own_seed(self, finished):
+        seeds = [p.seeds for p in Probe(finished).points.values() if len(p.seeds) > 1]
+        assert seeds
+        assert any(np.ptp(found) > 0 for found in seeds)
+
     def test_a_mean_over_layers_is_that_of_the_stored_ones(self, finished):
         source = fitting.Source(**{**Probe(finished).sources["clip"], "folder": finished / "features" / "clip"})
         keys = list(json.loads((finished / "keys.json").read_text()).values())[:3]

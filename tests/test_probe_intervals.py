@@ -59,6 +59,42 @@ class TestFindings:
         assert whole["MAE's presence is weak: below CLIP's"] == "cannot tell"
         assert whole["DeiT is weakest on REC: below CLIP's"] == "not read"
 
+    @pytest.mark.parametrize("weak", [False, True])
+    def test_each_claim_has_its_direction_and_a_twin_as_good_takes_it_back(self, weak):
+        """CLIP falls after layer 2 on REC and rises on presence; DINOv2 needs the MLP and is deep; MAE knows little."""
+        rec = {"clip": (0.5, 0.7, 0.6, 0.4), "dinov2": (0.5, 0.6, 0.8, 0.9), "mae": (0.5,) * 4, "deit": (0.3,) * 4}
+        auc = {"clip": (0.6, 0.7, 0.8, 0.9), "dinov2": (0.7, 0.6, 0.6, 0.6), "mae": (0.6,) * 4, "deit": (0.7,) * 4}
+        plain = {"clip": 0.0, "dinov2": 0.3}
+
+        def curve(encoder: str, head: str, metric: str) -> dict[int, Point]:
+            name, twin = encoder.removesuffix("-twin"), encoder.endswith("-twin")
+            values = {"rec": rec, "auc": auc}.get(metric, {}).get(name, ())
+            less = (0.0 if weak else 0.25) if twin else plain.get(name, 0.0) if head == "linear" else 0.0
+            return {k: point(v - less, spread=0.001, seed=k) for k, v in enumerate(values, start=1)}
+
+        probe = SimpleNamespace(
+            encoders=lambda: list(rec), heads=lambda: ["linear", "mlp"], metrics=lambda: ["rec", "auc"], curve=curve,
+            merged=lambda *_: {}, twin=lambda name: f"{name}-twin", sources={name: {"depth": 4} for name in rec},
+        )  # fmt: skip
+        told = {row.claim: row.verdict for row in findings(probe) if row.finding != "control"}  # type: ignore[arg-type]
+        expected = {
+            "clip: the best layer for REC is shallower than that for presence": "holds",
+            "clip: REC falls towards the last layer": "holds",
+            "clip: presence keeps improving to the last layer": "holds",
+            "dinov2: the best layer for REC is shallower than that for presence": "does not hold",
+            "dinov2: REC falls towards the last layer": "does not hold",
+            "dinov2: presence keeps improving to the last layer": "does not hold",
+            "DINOv2's deep layers, read by an MLP, are above CLIP's best on REC": "holds",
+            "DINOv2 gains more than CLIP from a non-linear head (REC)": "holds",
+            "DINOv2's best single layer is below CLIP's on presence": "holds",
+            "MAE's presence is weak: below CLIP's": "holds",
+            "DeiT is weakest on REC: below CLIP's": "holds",
+            "DeiT's presence is weak: below CLIP's": "holds",
+        }
+        for claim, verdict in expected.items():
+            assert told[claim] == ("cannot tell" if weak else verdict), claim
+        assert told["MAE's REC is fair: above its random twin's"] == ("cannot tell" if weak else "holds")
+
 
 class TestIntervals:
     def test_one_seeds_interval_is_that_of_the_bootstrap_by_image(self):

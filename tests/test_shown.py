@@ -4,6 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from commvlm.data.collate import Collator
+from commvlm.data.example import Example, Turn
 from commvlm.data.images import OPENERS
 
 
@@ -28,6 +30,14 @@ def test_shuffled_shows_every_image_once_and_none_in_its_own_place(folder):
         reds.append(shown.getpixel((0, 0))[0] // 40)
     assert sorted(reds) == list(range(5))
     assert all(red != k for k, red in enumerate(reds))
+
+
+def test_a_collator_shows_what_it_is_told(folder):
+    example = Example("0", "vqa", folder / "3.png", (Turn("q?", "a"),))
+    for kind in OPENERS:
+        collator = Collator(None, None, 1, pixels=kind)  # type: ignore[arg-type]
+        (shown,) = collator.opened([example]).values()
+        assert np.array_equal(np.asarray(shown), np.asarray(OPENERS[kind](folder / "3.png")))
 
 
 def test_shuffled_needs_another_image(tmp_path):

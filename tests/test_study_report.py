@@ -77,6 +77,9 @@ def test_a_set_of_a_task_is_called_by_both(task, said):
 def test_a_scale_that_scores_sets_has_every_claim_on_each():
     scale = load_scale("micro")
     whole = claims_of(scale)
+    for claim in whole:
+        expect = "less" if " below " in claim.says else "level" if " level with " in claim.says else "more"
+        assert claim.expect == expect, claim.says
     sets = claims_of(replace(scale, tasks=["rec.val", "rec.test", "reg", "pope", "vqa", "caption"]))
     on = lambda claims, task: [(c.finding, c.says) for c in claims if c.task == task]  # noqa: E731
     assert {c.finding for c in whole if c.task == "rec"} == {"F1", "F2", "F3", "F4", "F5", "C"}

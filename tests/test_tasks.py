@@ -9,7 +9,7 @@ import pytest
 
 from commvlm.data.boxes import PadSquare, format_boxes
 from commvlm.evaluate.metrics import cider_d
-from commvlm.evaluate.tasks import CAPTION, MME, POPE, REC, REG, TASKS, VQA, Record, task_named, unwrap
+from commvlm.evaluate.tasks import CAPTION, MME, POPE, REC, REG, TASKS, VQA, Record, Task, task_named, unwrap
 
 SIZE = (640, 480)
 BOX = (100.0, 50.0, 300.0, 250.0)
@@ -77,6 +77,33 @@ def test_wrappers_are_looked_for_quickly():
         assert unwrap(f"{blanks}Answer: red") == "red"
         unwrap(blanks)
         assert time.process_time() - start < 1
+
+
+@pytest.mark.parametrize(
+    ("task", "fields"),
+    [
+        (POPE, {"answer": "yes"}),
+        (VQA, {"references": ("yes",) * 10}),
+        (REC, {"boxes": ((0.0, 0.0, 320.0, 240.0),)}),
+        (TASKS["pointqa"], {"answer": "yes", "references": ("yes",)}),
+    ],
+    ids=lambda value: value.name if isinstance(value, Task) else "",
+)
+def test_questions_about_one_image_are_one_draw_of_the_bootstrap(task, fields):
+    """Six equal answers an image say no more than one: the error is that of the images, not of the questions."""
+    box = written((0, 0, 320, 240))
+
+    def error(each: int) -> float:
+        made = []
+        for image in range(30):
+            right = image % 3 > 0
+            text = (box if right else written((0, 0, 9, 9))) if "boxes" in fields else ("yes" if right else "no")
+            made += [record(task.name, 10 * image + k, text, image=f"{image}.png", **fields) for k in range(each)]
+        score = task.score(made)
+        assert score.standard_error is not None
+        return score.standard_error
+
+    assert error(6) == pytest.approx(error(1), rel=1e-6)
 
 
 # --- REC ---

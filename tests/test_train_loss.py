@@ -20,6 +20,7 @@ from commvlm.train.parts import settle_parts
 from commvlm.train.recipe import Recipe
 from commvlm.train.sources import named_examples, stage_mixture
 from commvlm.train.stage import run_stage
+from commvlm.train.trainer import StageTrainer
 
 pytestmark = pytest.mark.usefixtures("imported")
 
@@ -108,6 +109,29 @@ class TestTheLossOfABatch:
         assert log[0]["loss"] == pytest.approx(loss, rel=1e-5)
         norm = torch.stack([g.norm() for g in gradients.values()]).norm()
         assert log[0]["grad_norm"] == pytest.approx(float(norm), rel=1e-4)
+
+    @pytest.mark.parametrize("clip", [1.0, 0.5, 0.0])
+    def test_gradients_are_clipped_as_a_whole(self, small, options, tmp_path, monkeypatch, clip):
+        """AdamW's first step would not show it: to the length of `clip` at most, in their own direction; 0 leaves them."""
+        lengths = []
+        own = StageTrainer._clip_grad_norm
+
+        def watched(trainer: StageTrainer, model: torch.nn.Module) -> Any:
+            given = [p.grad for p in trainer.model.parameters() if p.grad is not None]
+            before = torch.cat([g.flatten() for g in given]).double()
+            found = own(trainer, model)
+            after = torch.cat([g.flatten() for g in given]).double()
+            lengths.append(
+                (float(before.norm()), float(after.norm()), float(before @ after / before.norm() / after.norm()))
+            )
+            return found
+
+        monkeypatch.setattr(StageTrainer, "_clip_grad_norm", watched)
+        gradients_of_a_step(small(*options, stages=one_stage(batch=2, clip=clip)), tmp_path)
+        ((before, after, cosine),) = lengths
+        assert before > 1.5
+        assert after == pytest.approx(clip or before, rel=1e-4)
+        assert cosine == pytest.approx(1, abs=1e-4)
 
     def test_the_updated_weights_are_adams(self, small, options, by_hand, tmp_path):
         """The first step of AdamW by hand: w (1 - lr decay) - lr g / (|g| + eps), g clipped to norm 1; a rate a part."""

@@ -66,6 +66,19 @@ class TestTheLog:
         assert load_recipe(tmp_path / "run" / "recipe.yaml").train.stages[0].warmup == warmup.get("warmup", 0.03)
         assert [row["lr"] for row in rows_of(tmp_path / "run")] == pytest.approx([1e-3 * rate for rate in rates])
 
+    @pytest.mark.parametrize(
+        ("schedule", "rates"),
+        [
+            ("cosine", [0.5 * (1 + math.cos(math.pi * k / 4)) for k in range(4)]),
+            ("linear", [1 - k / 4 for k in range(4)]),
+        ],
+    )
+    def test_says_that_rates_fall(self, small, tmp_path, schedule, rates):
+        given = {} if schedule == "cosine" else {"schedule": schedule}  # the default
+        only = {"name": "only", "steps": 4, "batch": 1, "trains": {"merge": 1e-3}, "warmup": 0.0, **given}
+        train(small("--train.log_every", "1", stages=[only]), tmp_path / "run")
+        assert [row["lr"] for row in rows_of(tmp_path / "run")] == pytest.approx([1e-3 * rate for rate in rates])
+
 
 class TestTrackers:
     def test_that_are_not_there_are_told_by_their_extra(self, small):
