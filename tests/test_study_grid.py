@@ -257,6 +257,18 @@ def test_a_call_with_fewer_seeds_or_experiments_forgets_nothing(scale, world, tm
     assert {len(row["runs"]) for row in seen[1]["rows"].values()} == {2}
 
 
+def test_a_row_that_was_given_more_seeds_keeps_them_and_gives_none_to_others(scale, world, tmp_path):
+    scale = replace(scale, world=None, seeds=1)
+    for names, seeds in ((["table-7"], 2), (["controls"], 1)):
+        wanted = Asked(names, replace(scale, seeds=seeds), tmp_path, world)
+        remember(Places(tmp_path), planned(wanted)[1], wanted)
+    grid = json.loads((tmp_path / "grid.json").read_text())
+    assert {name: len(row["runs"]) for name, row in grid["rows"].items()} == {
+        row.name: 2 if row.name in {own.name for own in rows_of(scale, ["table-7"])} else 1
+        for row in rows_of(scale, ["table-7", "controls"])
+    }
+
+
 def test_two_processes_on_one_folder_are_told(tmp_path):
     with locked(tmp_path):
         with pytest.raises(ValueError, match=rf"process {os.getpid()} works on .* already"):

@@ -157,6 +157,9 @@ def test_seeds_are_those_that_are_done():
     said = [seeds_done(Results({"rows": rows}, dict.fromkeys(done, RUN))) for done in ("k", "km", "klm", "klmn")]
     assert said == [f"{n} of 2 seeds are done" for n in ("0 to 1", "1", "1 to 2")] + ["2 seeds"]
     assert seeds_done(Results({"rows": {}}, {})) == ""
+    rows["COMM"] = {"runs": dict.fromkeys("012", "k")}
+    said = [seeds_done(Results({"rows": rows}, dict.fromkeys(done, RUN))) for done in ("klm", "klmn")]
+    assert said == ["1 to 3 of 2 to 3 seeds are done", "2 to 3 seeds"]
 
 
 def test_runs_that_failed_are_told_until_they_are_done(tmp_path):
@@ -178,6 +181,11 @@ def test_the_command_that_goes_on_is_as_short_as_may_be():
         command(list(EXPERIMENTS), places, scale, Results({"rows": rows, "world": own}, {})) for own in (world, None)
     ]
     assert said == [f"commvlm study all --scale micro --seeds 1{more}" for more in ("", " --data DIR")]
+    rows["COMM"] = {"runs": dict.fromkeys("0123", "m")}
+    found = Results({"rows": rows, "world": world}, {})
+    shorter = [replace(scale, more_seeds=more) for more in ({"COMM": 4}, {"COMM": 3}, {})]
+    said = [command(list(EXPERIMENTS), places, one, found) for one in shorter]
+    assert said == ["commvlm study all --scale micro", *["commvlm study all --scale micro --seeds 4"] * 2]
 
 
 def test_what_muon_leaves_to_adamw_is_said_beside_figure_3(scale):

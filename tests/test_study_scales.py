@@ -20,8 +20,8 @@ from commvlm.study.controls import scaled
 from commvlm.study.experiments import EXPERIMENTS, experiments_named, rows_of
 from commvlm.study.rows import Row, encoder, layers_for
 from commvlm.study.runs import FORMATS, runs_of, weights_hash
-from commvlm.study.settings import Scale, load_scale, shipped_scales
-from commvlm.study.study import asked, chosen
+from commvlm.study.settings import Scale, World, load_scale, shipped_scales
+from commvlm.study.study import asked, chosen, planned
 from commvlm.train.assemble import located, model_settings
 
 
@@ -55,6 +55,22 @@ def test_one_model_said_in_two_ways_is_one_run(scale, world, tmp_path):
         file.write(b" ")
     weights_hash.cache_clear()
     assert again() != keys[0]
+
+
+def test_some_rows_have_more_seeds_by_whichever_of_their_names(scale, world):
+    clip = scale.encoder("clip")
+    rows = [Row("a", scale.model(encoder(clip, -1))), Row("b", scale.model(encoder(clip, 8)))]
+    rows += [Row("c", scale.model(encoder(clip, 7))), Row("d", scale.model(encoder(clip, 8)), pixels="grey")]
+    runs = runs_of(replace(scale, seeds=1, more_seeds={"[bx]": 3}), rows, data=str(world))
+    assert [f"{run.row.name}{run.seed}" for run in runs] == ["a0", "b0", "c0", "d0", "a1", "b1", "a2", "b2"]
+
+
+def test_more_seeds_are_in_place_of_none_that_are_asked_for(tmp_path):
+    (tmp_path / "mine.yaml").write_text(shipped_scales()["micro"].read_text() + 'more_seeds: {"COM": 5}\n')
+    scale = asked(["table-1"], scale=str(tmp_path / "mine.yaml"), out=tmp_path / "out")
+    with pytest.raises(ValueError, match="more_seeds: no row is called 'COM'; did you mean 'COMM'"):
+        planned(replace(scale, scale=replace(scale.scale, world=World(2, 1))))
+    assert asked(["table-1"], scale=str(tmp_path / "mine.yaml"), out=None, seeds=2).scale.more_seeds == {}
 
 
 def test_other_data_are_another_run(scale, tmp_path):
@@ -197,6 +213,7 @@ def test_the_scale_of_the_docs_is_one(tmp_path):
         ({"depths": []}, r"depths is empty"),
         ({"tasks": ["recc"]}, r"no task 'recc'; did you mean 'rec'"),
         ({"seeds": "many"}, r"seeds"),
+        ({"more_seeds": {"COMM": 3}}, r"more_seeds.COMM is 3, every row has 3 seeds"),
         ({"tasks": []}, r"tasks is empty"),
         ({"tasks": ["rec", "mme"]}, r"mme, whose total is no mean"),
         ({"world": {"train": 0, "test": 5}}, r"world needs a training and a test scene"),

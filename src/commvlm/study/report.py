@@ -134,7 +134,9 @@ def command(names: Sequence[str], places: Places, scale: Scale, results: Results
         "--scale",
         word_of(results, scale),
     ]
-    words += ["--seeds", str(_planned_seeds(results))] if results.rows else []
+    most = max(_planned_seeds(results), default=0)
+    own = bool(scale.more_seeds) and most <= max(map(scale.seeds_of, results.rows), default=0)
+    words += ["--seeds", str(most)] if results.rows and not own else []
     words += [] if results.grid["world"] else ["--data", "DIR"]
     words += [] if places.root.resolve() == (Path("runs/study") / scale.name).resolve() else ["--out", str(places.root)]
     return shlex.join(words)
@@ -145,18 +147,23 @@ def word_of(results: Results, scale: Scale) -> str:
     return results.grid.get("word", scale.name)
 
 
-def _planned_seeds(results: Results) -> int:
-    return max((len(row["runs"]) for row in results.rows.values()), default=0)
+def _planned_seeds(results: Results) -> list[int]:
+    """The numbers of seeds that rows are to have, ascending."""
+    return sorted({len(row["runs"]) for row in results.rows.values()})
 
 
 def seeds_done(results: Results) -> str:
     """How many seeds rows have, and of how many where some are not done: "1 to 3 of 3 seeds are done"; nothing of no rows."""
-    planned = _planned_seeds(results)
-    done = [results.seeds(name) for name in results.rows]
-    if not done or min(done) == planned:
-        return f"{planned} seed{'s' if planned > 1 else ''}" if done else ""
-    some = f"{min(done)} to {max(done)}" if min(done) < max(done) else str(done[0])
-    return f"{some} of {planned} seeds are done"
+    planned = _range(_planned_seeds(results))
+    done = {name: results.seeds(name) for name in results.rows}
+    if all(done[name] == len(row["runs"]) for name, row in results.rows.items()):
+        return f"{planned} seed{'' if planned == '1' else 's'}" if done else ""
+    return f"{_range(sorted(done.values()))} of {planned} seeds are done"
+
+
+def _range(counts: Sequence[int]) -> str:
+    """ "3", or "3 to 6", of ascending counts."""
+    return " to ".join(str(count) for count in dict.fromkeys([*counts[:1], *counts[-1:]]))
 
 
 def _environment() -> Environment:

@@ -93,7 +93,8 @@ class Places:
 
 
 def runs_of(scale: Scale, rows: Iterable[Row], *, data: str) -> list[Run]:
-    """Every row with every seed, seeds outermost: after the first third of the time every row has one result.
+    """Every row with each of its seeds, seeds outermost: after the first third of the time every row has one result.
+    Rows that are one run by two names have the seeds of the one that has more.
 
     data: the folder of the data. Raises ValueError naming every row that cannot be built, before anything is started.
     """
@@ -111,11 +112,16 @@ def runs_of(scale: Scale, rows: Iterable[Row], *, data: str) -> list[Run]:
         count = sum(len(names) for names in impossible.values())
         said = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in impossible.items())
         raise ValueError(f"{count} of {len(rows)} rows cannot be run: {said}")
+    same = {row.name: (settled[row.name], row.pixels) for row in rows}
+    seeds: dict[tuple[str, str], int] = {}
+    for row in rows:
+        seeds[same[row.name]] = max(scale.seeds_of(row.name), seeds.get(same[row.name], 0))
     made = []
-    for seed in range(scale.seeds):
+    for seed in range(max(seeds.values(), default=0)):
         for row in rows:
-            recipe = recipe_of(scale, row, seed, data=data)
-            made.append(Run(row, seed, recipe, _key(recipe, settled[row.name], scale)))
+            if seed < seeds[same[row.name]]:
+                recipe = recipe_of(scale, row, seed, data=data)
+                made.append(Run(row, seed, recipe, _key(recipe, settled[row.name], scale)))
     return made
 
 

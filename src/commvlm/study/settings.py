@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 from dataclasses import dataclass, field, replace
 from difflib import get_close_matches
@@ -58,7 +59,8 @@ class World:
 class Scale:
     """name: of its folder. recipe: whose data, language model, training and questions every run has. options: keys of that
     recipe that are changed, by their dotted names. pair: the names of the two encoders that COMM joins, the text-supervised
-    one first. layers: 1-based block outputs of the layer sweeps. mlp: the alignment that stands for "an MLP".
+    one first. layers: 1-based block outputs of the layer sweeps. seeds: runs of every row; more_seeds: of the rows that a
+    pattern of names fits, such as "COMM*", where a claim needs more. mlp: the alignment that stands for "an MLP".
     depths, ratios: of the alignment sweep. others: layers at which Table 7 reads the encoders beside the pair; the two
     deepest of the sweep by default. tasks: those that are scored: a task (the mean over its sets, where the recipe asks
     several), or one set of it, "caption.flickr30k". larger_image: side in pixels at which the first
@@ -75,6 +77,7 @@ class Scale:
     pair: list[str]
     layers: list[int]
     seeds: int = 3
+    more_seeds: dict[str, int] = field(default_factory=dict)
     mlp: dict[str, Any] = field(default_factory=lambda: {"kind": "mlp", "hidden": 1, "ratio": 4})
     depths: list[int] = field(default_factory=lambda: [1, 2, 4, 8])
     ratios: list[int] = field(default_factory=lambda: [8, 16])
@@ -94,6 +97,10 @@ class Scale:
         """The layers of Table 7, ascending."""
         return sorted(self.layers)[-2:] if self.others is None else sorted(self.others)
 
+    def seeds_of(self, row: str) -> int:
+        """How many runs a row of this name has."""
+        return max([self.seeds, *(count for pattern, count in self.more_seeds.items() if fits(row, pattern))])
+
     def encoder(self, name: str) -> StudyEncoder:
         return next(e for e in self.encoders if e.name == name)
 
@@ -111,6 +118,11 @@ class Scale:
     def model(self, *encoders: Encoder, **changes: Any) -> Model:
         """The base recipe's model with these encoders in place of its own."""
         return replace(self.base.model, encoders=list(encoders), **changes)
+
+
+def fits(row: str, pattern: str) -> bool:
+    """Whether a row's name fits: as a pattern, or as it stands, since a row of listed layers has brackets in its name."""
+    return row == pattern or fnmatch.fnmatchcase(row, pattern)
 
 
 def _word(value: Any) -> str:
@@ -157,6 +169,11 @@ def _check(scale: Scale, where: str) -> None:
     for name in ("seeds", "processes"):
         if getattr(scale, name) < 1:
             raise RecipeError(f"{where}: {name} is {getattr(scale, name)}, it must be at least 1")
+    for pattern, count in scale.more_seeds.items():
+        if count <= scale.seeds:
+            raise RecipeError(
+                f"{where}: more_seeds.{pattern} is {count}, every row has {scale.seeds} seeds: give it more, or leave it out"
+            )
     for name, meant in (
         ("layers", "block outputs of the layer sweeps"), ("depths", "hidden layers of the alignments"),
         ("others", "block outputs of Table 7"),

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import fcntl
-import fnmatch
+import glob
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -33,7 +33,7 @@ from .results import costs
 from .rows import Row
 from .runs import Places, Run, runs_of, seconds_of, write_grid, write_jobs
 from .schedule import Failure, go_over, locked
-from .settings import Scale, load_scale
+from .settings import Scale, fits, load_scale
 
 MEASURED = 5
 """Forward passes of which a visual half's milliseconds are the median: at scales that make their own world, and on a GPU."""
@@ -69,13 +69,18 @@ def asked(
             )
     given = {"seeds": seeds, "processes": processes}
     found = replace(found, **{name: value for name, value in given.items() if value is not None})
+    if seeds is not None:
+        found = replace(found, more_seeds={})
     root = (out or Path("runs/study") / found.name).resolve()  # for workers that start in another folder
     return Asked(tuple(names), found, root, data, gpu or Asked.gpu, tuple(only), scale)
 
 
 def planned(asked: Asked) -> tuple[list[Row], list[Run]]:
-    """The rows and the runs; makes the micro world where there is one. Raises ValueError for rows that cannot be run."""
+    """The rows and the runs; makes the micro world where there is one. Raises ValueError for rows that cannot be run,
+    and for more seeds of a row that there is not."""
     rows = rows_of(asked.scale, list(asked.names))
+    every = rows_of(asked.scale, ["all"])
+    _known(asked.scale.more_seeds, [row.name for row in every], "more_seeds", "--list without it names")
     runs = [_reading(run, asked) for run in runs_of(asked.scale, rows, data=str(_data(asked)))]
     for run in runs:
         check(run.recipe, count=asked.scale.processes)
@@ -84,18 +89,15 @@ def planned(asked: Asked) -> tuple[list[Row], list[Run]]:
 
 def chosen(runs: Sequence[Run], patterns: Sequence[str]) -> list[Run]:
     """The runs of the rows whose names fit one of the patterns; all without any. Raises ValueError for one that fits none."""
-    names = list(dict.fromkeys(run.row.name for run in runs))
+    _known(patterns, list(dict.fromkeys(run.row.name for run in runs)), "--rows", "--list names")
+    return [run for run in runs if not patterns or any(fits(run.row.name, one) for one in patterns)]
+
+
+def _known(patterns: Iterable[str], names: Sequence[str], where: str, told: str) -> None:
+    """Raises ValueError for a pattern that fits no row's name."""
     for pattern in patterns:
-        if not any(_fits(name, pattern) for name in names):
-            raise ValueError(
-                f"--rows: no row is called {pattern!r}{nearest_key(pattern, names)}; --list names them all"
-            )
-    return [run for run in runs if not patterns or any(_fits(run.row.name, one) for one in patterns)]
-
-
-def _fits(name: str, pattern: str) -> bool:
-    """As a pattern, or as it stands: a row of listed layers has brackets in its name."""
-    return name == pattern or fnmatch.fnmatchcase(name, pattern)
+        if not any(fits(name, pattern) for name in names):
+            raise ValueError(f"{where}: no row is called {pattern!r}{nearest_key(pattern, names)}; {told} them all")
 
 
 def _reading(run: Run, asked: Asked) -> Run:
@@ -198,8 +200,9 @@ def remember(places: Places, runs: Sequence[Run], asked: Asked) -> None:
         names = [*kept["experiments"], *facts["experiments"]]
         facts["experiments"] = list(dict.fromkeys(names))
         every = rows_of(scale, facts["experiments"])
-        seeds = max([scale.seeds, *(len(row["runs"]) for row in kept["rows"].values())])
-        runs = runs_of(replace(scale, seeds=seeds), every, data=str(_data(asked)))
+        seeds = {glob.escape(name): len(row["runs"]) for name, row in kept["rows"].items()}
+        scale = replace(scale, more_seeds={**scale.more_seeds, **seeds})
+        runs = runs_of(scale, every, data=str(_data(asked)))
     write_grid(places, runs, facts)
 
 
