@@ -1,4 +1,4 @@
-"""A few test images with what was asked, answered and true: drawn by lot, so failures are among them."""
+"""A few test images with what was asked, answered and true: drawn by lot, from all questions or from the failures."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Shown:
     others: tuple[tuple[str, str], ...]
 
 
-def choose(records: Records, *, seed: int = 0) -> list[Record]:
-    """A dozen records of different images by lot, in the shares of `SHARES`; a function of the seed and the ids alone."""
+def choose(records: Records, *, shares: Mapping[str, int] = SHARES, seed: int = 0) -> list[Record]:
+    """Records of different images by lot, so many of each task as `shares` says; a function of the seed and the ids alone."""
     rng = np.random.default_rng(seed)
     chosen: list[Record] = []
-    for task, share in SHARES.items():
+    for task, share in shares.items():
         found = sorted(records.get(task, ()), key=lambda record: record.id)
         order = (found[int(k)] for k in rng.permutation(len(found)))
         taken = {record.image for record in chosen}
@@ -56,6 +56,11 @@ def choose(records: Records, *, seed: int = 0) -> list[Record]:
                 taken.add(record.image)
                 share -= 1
     return chosen
+
+
+def failures(records: Records) -> dict[str, list[Record]]:
+    """Of each task's records, those that are wrong by its own rule; none of tasks whose answers are not right or wrong."""
+    return {task: [one for one in found if _verdict(one)[0] == "wrong"] for task, found in records.items()}
 
 
 def show(record: Record, others: Mapping[str, Records], *, images: Path) -> Shown | None:

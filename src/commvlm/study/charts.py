@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from ..app.charts import LINES, STYLE, svg
+from .inside import QUANTITIES, Inside
 from .statistics import Estimate
 from .tables import titled
 
@@ -96,19 +97,15 @@ def joined(losses: Sequence[tuple[str, int, float]]) -> tuple[list[int], list[fl
     return steps, [loss for _, _, loss in losses], ends
 
 
-def alignments(facts: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]]) -> str:
-    """Row -> {"start", "end"} -> per linear layer: gradient_norm, spread, rank; one panel a quantity."""
-    titles = {
-        "gradient_norm": "gradient norm / weight norm",
-        "spread": "spread of activations over tokens",
-        "rank": "directions taken up (participation ratio)",
-    }
+def alignments(found: Mapping[str, Inside]) -> str:
+    """Row -> what its alignment does inside, by linear layer, the mean over seeds: one panel a quantity."""
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(6, 7.2), layout="constrained")
-        for panel, (quantity, title) in zip(figure.subplots(3), titles.items(), strict=True):
-            for k, (name, ends) in enumerate(facts.items()):
+        for panel, (quantity, title) in zip(figure.subplots(3), QUANTITIES.items(), strict=True):
+            for k, (name, branches) in enumerate(found.items()):
+                ends = next(iter(branches.values()))
                 for when, line, label in (("start", ":", None), ("end", "-", name)):
-                    values = [layer[quantity] for layer in ends[when]]
+                    values = np.mean(ends[when][quantity], axis=0)
                     panel.plot(
                         range(1, len(values) + 1), values, linestyle=line, color=COLORS[k % len(COLORS)],
                         marker=MARKERS[k % len(MARKERS)], markersize=4, label=label,
@@ -116,6 +113,6 @@ def alignments(facts: Mapping[str, Mapping[str, Sequence[Mapping[str, float]]]])
             panel.set_yscale("log")
             panel.set_title(title, loc="left", fontsize=11, fontweight="bold")
             panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        panel.set_xlabel("linear layer of the alignment, first seed (dotted: before training, solid: after)")
+        panel.set_xlabel("linear layer of the alignment, mean over seeds (dotted: before training, solid: after)")
         figure.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return svg(figure, "Gradients and activations in each linear layer of the alignment, before and after training")

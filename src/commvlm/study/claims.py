@@ -7,9 +7,11 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..evaluate.tasks.rec import MEAN_IOU
+from ..model.checkpoints import find_checkpoint
+from ..train.assemble import located
 from . import controls as c
-from .experiments import aligned
-from .rows import comm, layers_for, merged_name, mfm, pair, single_name
+from .experiments import TABLE_7, aligned
+from .rows import comm, is_dino, layers_for, merged_name, mfm, pair, single_name
 from .settings import Scale, StudyEncoder
 from .statistics import Estimate, difference, holm, seeds_of, usual_variance
 
@@ -22,16 +24,14 @@ F = {
     "F1": "The best CLIP layer depends on the task",
     "F2": "The vision-only encoder needs only an MLP; then its deep layers ground better than CLIP's",
     "F3": "Merging all levels beats one level; LLN-Layerscale merges best; shallow levels help CLIP and hurt the other",
-    "F4": "MAE: fair at REC, weak at POPE; DeiT: weak everywhere, worst at REC",
+    "F4": "MAE: fair at REC, weak at POPE and REG; DeiT: weak everywhere, worst at REC",
     "F5": "Both encoders, both merged (COMM), are best overall",
     "E": "Encoders that the paper has not: at their deepest layer of Table 7, beside one deep layer of the pair's",
     "C": "Controls: what else could explain it",
 }
 """Findings of the paper (F1-F5), in short, and what is held against them."""
-TABLE_7 = ("mae", "deit")
-"""The paper's encoders beside the pair, as scales call them."""
 COMMANDS = {
-    "F1": "figure-2", "F2": "table-1 table-6 controls", "F3": "table-1 figure-3", "F4": "table-7 figure-2", "F5": "table-1",
+    "F1": "figure-2", "F2": "table-1 table-6 controls", "F3": "table-1 figure-3", "F4": "table-7", "F5": "table-1",
     "E": "table-7 table-1",
     "C": "controls table-1 figure-2",
 }  # fmt: skip
@@ -46,7 +46,7 @@ def is_reading(task: str) -> bool:
 def title_of(finding: str, scale: Scale) -> str:
     """A finding in short, and which encoder stands for the paper's DINOv2 where it is another one."""
     _, second = pair(scale)
-    stands = finding in ("F2", "F3", "F5") and "dino" not in second.name
+    stands = finding in ("F2", "F3", "F5") and not is_dino(find_checkpoint(located(second.checkpoint)).config)
     return F[finding] + (f" (here {second.name} stands in DINOv2's place)" if stands else "")
 
 
@@ -241,22 +241,22 @@ def _objectives(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list
     mae, deit = (_deepest(scale, given) for given in TABLE_7)
     found = []
     if mae:
-        found += _against("F4", f"{mae} below {first.name} merged", ["pope"], mae, mfm(scale, first).name, "less")
+        found += _against(
+            "F4", f"{mae} below {first.name} merged", ["pope", "reg"], mae, mfm(scale, first).name, "less"
+        )
     if mae and deit:
         found += _against("F4", f"{deit} below {mae}", ["rec"], deit, mae, "less")
     if deit:
         best = [mfm(scale, given) for given in (first, second)]
         for row in best:
-            found += _against("F4", f"{deit} below {row.name}", ["rec", "pope"], deit, row.name, "less")
+            found += _against("F4", f"{deit} below {row.name}", ["rec", "pope", "reg"], deit, row.name, "less")
     return found
 
 
 def _deepest(scale: Scale, name: str) -> str:
-    """An encoder's row at its deepest layer of Table 7, which has not the pair's own: of those, of Figure 2. Nothing of one
-    that the scale has not."""
+    """An encoder's row at its deepest layer of Table 7. Nothing of one that the scale has not."""
     given = next((one for one in scale.encoders if one.name == name), None)
-    layers = scale.layers if name in scale.pair else scale.deepest
-    return "" if given is None else single_name(given, layers_for(scale, given, layers)[-1])
+    return "" if given is None else single_name(given, layers_for(scale, given, scale.deepest)[-1])
 
 
 def _others(scale: Scale, first: StudyEncoder, second: StudyEncoder) -> list[Claim]:

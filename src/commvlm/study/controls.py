@@ -8,7 +8,7 @@ from ..model.spec import build_config
 from ..train.assemble import model_settings
 from ..train.keys import nearest_key
 from ..train.recipe import Encoder, Model, load_recipe, shipped_recipes
-from .rows import Row, comm, encoder, mfm, pair, single, single_name
+from .rows import Row, comm, encoder, is_dino, mfm, pair, single, single_name
 from .settings import Scale, StudyEncoder
 
 NO_MERGE = "pair, no merging"
@@ -98,10 +98,10 @@ def translated(scale: Scale, theirs: Model) -> Model:
     first, second = pair(scale)
     here = build_config(**model_settings(scale.model(encoder(first, "all"), encoder(second, "all")))).vision_config
     depth = {branch["name"]: branch["depth"] for branch in here.branches}  # type: ignore[union-attr]
-    there = build_config(**model_settings(theirs)).vision_config.branches  # type: ignore[union-attr]
+    there = build_config(**model_settings(theirs)).vision_config
     branches = []
-    for asked, settled in zip(theirs.encoders, there, strict=True):
-        ours = second if "dino" in asked.checkpoint else first
+    for asked, settled in zip(theirs.encoders, there.branches, strict=True):  # type: ignore[union-attr]
+        ours = second if is_dino(there.encoder_config(settled["name"])) else first  # type: ignore[union-attr]
         layers = scaled(settled["layers"], settled["depth"], depth[ours.name])
         branches.append(
             Encoder(

@@ -10,6 +10,8 @@ from .controls import collapse, controls, peers
 from .rows import Row, comm, encoder, layers_for, merged, mfm, pair, single
 from .settings import Scale, StudyEncoder
 
+TABLE_7 = ("mae", "deit")
+"""The encoders that the paper's Table 7 has, as scales call them."""
 MERGES = ("mean", "layerscale", "lln-layerscale", "conv-layerscale")
 
 
@@ -70,9 +72,9 @@ def aligned(scale: Scale, given: StudyEncoder, depth: int, ratio: int) -> Row:
 
 
 def table_7(scale: Scale) -> list[Row]:
-    """Other encoders at their deep layers, beside the pair's merged branches."""
+    """Other encoders at their deep layers, the paper's even if the pair has them, beside the pair's merged branches."""
     first, second = pair(scale)
-    others = [given for given in scale.encoders if given.name not in scale.pair]
+    others = [given for given in scale.encoders if given.name not in scale.pair or given.name in TABLE_7]
     return [
         mfm(scale, first),
         mfm(scale, second),

@@ -7,11 +7,13 @@ from pathlib import Path
 
 from ..app.marks import write_between
 from .claims import COMMANDS, F, Verdict, title_of
+from .experiments import EXPERIMENTS
+from .inside import layer_weights, weights_table
 from .report import intervals, verdicts_on, word_of
 from .results import Results, read_results
 from .runs import Places
 from .settings import Scale
-from .tables import LOSS, TITLES, adjusted_p, by_seed, cell, loss_cell, titled
+from .tables import LOSS, TITLES, adjusted_p, by_seed, cell, loss_cell, markdown, titled
 
 
 def write_findings(page: Path, places: Places, scale: Scale) -> None:
@@ -43,7 +45,9 @@ def as_markdown(scale: Scale, results: Results, verdicts: Sequence[Verdict]) -> 
             command = f"commvlm study {COMMANDS[name]} --scale {word_of(results, scale)}"
             parts.append(f"**{f'{name}. ' if name.startswith('F') else ''}{title_of(name, scale)}** (`{command}`)\n")
             parts.append(_claims(own))
-    return "\n".join([*parts, "Every row that is done, mean over seeds:\n", _rows(results)])
+    parts += ["Every row that is done, mean over seeds:\n", _rows(results)]
+    weights = weights_table(layer_weights(EXPERIMENTS["weights"].rows(scale), results))
+    return "\n".join([*parts, *([markdown(weights)] if weights.rows else [])])
 
 
 def _claims(verdicts: Sequence[Verdict]) -> str:

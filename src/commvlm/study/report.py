@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import base64
-import os
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -15,18 +13,16 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
-from ..app.charts import layer_chart
-from ..app.showcase import choose, show
-from ..evaluate.predictions import read_predictions
 from ..evaluate.receipts import write_json
-from ..evaluate.tasks import Record
-from . import charts
+from ..model.storage import write_text
 from .claims import COMMANDS, Claim, F, Verdict, claims_of, is_reading, judged, title_of
-from .controls import BLIND, RANDOM_TWIN
-from .experiments import EXPERIMENTS, Experiment, table_1
+from .experiments import EXPERIMENTS
+from .figures import chart_of, learning_of, saved
+from .gallery import gallery
+from .inside import alignments, alignments_table, as_facts, layer_weights, weights_table
 from .paper import PAPER, PAPER_WORDS
 from .results import Results, costs, read_results
-from .rows import Row, comm, pair, single_name
+from .rows import Row
 from .runs import Places
 from .settings import Scale
 from .tables import (
@@ -64,15 +60,19 @@ def write_report(places: Places, scale: Scale) -> Path:
     if not results.runs and not pictures:
         raise ValueError(f"{places.root}: no run is done, there is nothing to report; see {places.root / 'logs'}")
     verdicts = verdicts_on(scale, results)
+    for folder in (places.figures, places.root / "tables"):
+        folder.mkdir(parents=True, exist_ok=True)
     sections = [_section(name, scale, results, places) for name in results.grid["experiments"]]
     taken = {name: cost for section in sections for name, cost in section["costs"].items()}
     table = verdicts_of("What the paper claims, and controls", verdicts)
     tables = {section["name"]: section["table"] for section in sections if section["table"].rows} | {"claims": table}
+    tables |= {f"{section['name']}-inside": section["beside"] for section in sections if section["beside"]}
     for name, found in tables.items():
-        _write(places.root / "tables" / f"{name}.md", markdown(found))
-        _write(places.root / "tables" / f"{name}.tex", latex(found))
-    _write(places.root / "results.csv", as_csv(results))
-    write_json(as_json(results, verdicts, taken), places.root / "results.json")
+        write_text(places.root / "tables" / f"{name}.md", markdown(found))
+        write_text(places.root / "tables" / f"{name}.tex", latex(found))
+    write_text(places.root / "results.csv", as_csv(results))
+    inside = as_facts(EXPERIMENTS["weights"].rows(scale), EXPERIMENTS["collapse"].rows(scale), results)
+    write_json(as_json(results, verdicts, taken) | inside, places.root / "results.json")
     keys = {key for row in results.rows.values() for key in row["runs"].values()}
     failed_here = [about for key, about in failed(places).items() if key in keys]
     page = (
@@ -98,14 +98,15 @@ def write_report(places: Places, scale: Scale) -> Path:
             intervals=intervals(results),
             sections=sections,
             words=BRANCHES,
-            learning=Markup(_learning(places, results, scale)),
-            shown=_gallery(places, results, scale),
+            learning=Markup(learning_of(places, results, scale)),
+            gallery=gallery(places, results, scale),
             receipts=_receipts(results),
             pictures=[_inline(path) for path in pictures],
             versions=next((result["versions"] for result in results.runs.values()), {}),
         )
     )
-    return _write(places.root / "report.html", page)
+    write_text(places.root / "report.html", page)
+    return places.root / "report.html"
 
 
 def claims_on(scale: Scale, results: Results) -> list[Claim]:
@@ -217,13 +218,24 @@ def _section(name: str, scale: Scale, results: Results, places: Places) -> dict[
         "name": name,
         "experiment": experiment,
         "table": with_branches(table, rows) if name == "peers" else table,
+        "beside": _beside(name, rows, results),
         "costs": taken,
         "measured": measured_with(taken),
-        "chart": Markup(_saved(_chart(name, experiment, rows, tasks, results), places.figures / f"{name}.svg")),
+        "chart": Markup(saved(chart_of(name, experiment, rows, tasks, results), places.figures / f"{name}.svg")),
         "panels": 1 if experiment.over or name in ("weights", "collapse") else len(tasks),
         "paper": PAPER.get(name),
         "words": _words(name, rows, scale),
     }
+
+
+def _beside(name: str, rows: Sequence[Row], results: Results) -> Table | None:
+    """What an experiment's runs tell beside scores, if they do."""
+    found = {
+        "weights": lambda: weights_table(layer_weights(rows, results)),
+        "collapse": lambda: alignments_table(alignments(rows, results)),
+    }
+    table = found[name]() if name in found else None
+    return table if table and table.rows else None
 
 
 def _words(name: str, rows: Sequence[Row], scale: Scale) -> list[str]:
@@ -240,92 +252,6 @@ def _is_of(name: str, task: str) -> bool:
     return task in (named, named.split(".")[0])
 
 
-def _saved(chart: str, path: Path) -> str:
-    """The chart, kept as a file of its own, too."""
-    if chart:
-        spaces = 'xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'  # a page needs none
-        _write(path, chart if "xmlns:xlink" in chart else chart.replace("<svg ", f"<svg {spaces} ", 1))
-    return chart
-
-
-def _chart(name: str, experiment: Experiment, rows: Sequence[Row], tasks: Sequence[str], results: Results) -> str:
-    found = {task: results.estimates[task] for task in tasks}
-    if not any(row.name in found[task] for row in rows for task in tasks):
-        return ""
-    if name == "weights":
-        return _weights(rows, results)
-    if name == "collapse":
-        facts = _alignments(rows, results)
-        return charts.alignments(facts) if facts else ""
-    if experiment.over == "layer":
-        return charts.curves({task: _lines(rows, found[task]) for task in tasks})
-    return charts.dots([row.name for row in rows], found)
-
-
-def _lines(rows: Sequence[Row], estimates: Mapping[str, Any]) -> dict[str, dict[int, Any]]:
-    lines: dict[str, dict[int, Any]] = {}
-    for row in rows:
-        if row.name in estimates:
-            lines.setdefault(str(row.at["encoder"]), {})[int(row.at["layer"])] = estimates[row.name]
-    return lines
-
-
-def _weights(rows: Sequence[Row], results: Results) -> str:
-    """Learned weights, the mean over seeds."""
-    found: dict[str, dict[str, float]] = {}
-    for row in rows:
-        runs = list(results.of_row(row.name).values()) if row.name in results.rows else []
-        for encoder in runs[0]["layer_weights"] if runs else ():
-            values = [run["layer_weights"].get(encoder, {}) for run in runs]
-            layers = [layer for layer in values[0] if all(layer in v for v in values)]
-            if layers:
-                mean = {layer: sum(v[layer] for v in values) / len(values) for layer in layers}
-                found[encoder if len(row.model.encoders) == 1 else f"{encoder} in {row.name}"] = mean
-    return layer_chart(found) if found else ""
-
-
-def _alignments(rows: Sequence[Row], results: Results) -> dict[str, Any]:
-    """Row -> what its first seed's run measured in the alignment."""
-    found = {}
-    for row in rows:
-        runs = results.of_row(row.name) if row.name in results.rows else {}
-        facts = runs[min(runs)]["alignments"] if runs else {}
-        if facts:
-            found[row.name] = next(iter(facts.values()))
-    return found
-
-
-def _learning(places: Places, results: Results, scale: Scale) -> str:
-    """How the rows of Table 1 came to see, between a random second encoder and no image."""
-    names = [*(row.name for row in table_1(scale)), RANDOM_TWIN, BLIND]
-    found = {name: results.of_row(name) for name in names if name in results.rows}
-    every = {name: [run["losses"] for run in runs.values() if run["losses"]] for name, runs in found.items()}
-    losses = {name: seeds for name, seeds in every.items() if seeds}
-    return _saved(charts.learning(losses), places.figures / "learning.svg") if losses else ""
-
-
-def _gallery(places: Places, results: Results, scale: Scale) -> list[Any]:
-    """A dozen questions drawn by lot, the whole model's answers with the controls' beside them."""
-    main, lasts = comm(scale).name, [single_name(given, given.last) for given in pair(scale)]
-    beside = [name for name in results.rows if name != main and (name.startswith("COMM") or name in lasts)]
-    answers = {name: _answers(places, results, name) for name in [main, *beside]}
-    if not answers.get(main):
-        return []
-    others = {name: found for name, found in answers.items() if name != main and found}
-    shown = [show(record, others, images=places.root / "world" / "images") for record in choose(answers[main])]
-    return [picture for picture in shown if picture is not None]
-
-
-def _answers(places: Places, results: Results, name: str) -> dict[str, list[Record]]:
-    """A row's answers by task, of its first seed. Their ids begin with their set, since two sets may share one."""
-    runs = results.of_row(name) if name in results.rows else {}
-    by_task: dict[str, list[Record]] = {}
-    for path in sorted((places.run(runs[min(runs)]["key"]) / "predictions").glob("*.jsonl")) if runs else ():
-        for record in read_predictions(path):
-            by_task.setdefault(record.task, []).append(replace(record, id=f"{path.stem} {record.id}"))
-    return by_task
-
-
 def _receipts(results: Results) -> list[dict[str, Any]]:
     return [
         {"row": name, "seed": seed, "key": result["key"], "from": result.get("from", ""), **result["seconds"]}
@@ -337,11 +263,3 @@ def _receipts(results: Results) -> list[dict[str, Any]]:
 def _inline(picture: Path) -> str:
     """A PNG as an address that holds it."""
     return "data:image/png;base64," + base64.b64encode(picture.read_bytes()).decode("ascii")
-
-
-def _write(path: Path, text: str) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(path.name + ".part")
-    part.write_text(text, encoding="utf-8")
-    os.replace(part, path)
-    return path

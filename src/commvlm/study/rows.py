@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..model.families import vision_half
 from ..model.spec import depth_of
 from ..train.assemble import located
 from ..train.recipe import Encoder, Model
@@ -80,6 +81,11 @@ def layers_for(scale: Scale, given: StudyEncoder, layers: Sequence[int]) -> list
     except ValueError:
         return sorted(layers)
     return sorted({max(1, round(layer * own / whole)) for layer in layers})
+
+
+def is_dino(config: Any) -> bool:
+    """Whether an encoder's config is of the family that the paper takes for vision-only."""
+    return vision_half(config).model_type.startswith("dino")
 
 
 def comm(scale: Scale, name: str = "COMM", *, pixels: Pixels = "given", **second_changes: Any) -> Row:
