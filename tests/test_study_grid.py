@@ -59,6 +59,39 @@ def test_every_executor_runs_the_grid_and_tells_what_failed(name, few, tmp_path)
     assert [places.done(run.key) for run in few] == [True, False, True, True]
 
 
+@pytest.mark.parametrize("name", ["local", "submitit", "ray"])
+def test_what_is_cancelled_ends_with_all_that_it_started(name, tmp_path):
+    if name != "local":
+        pytest.importorskip(name)
+    said = tmp_path / "pid"
+    code = "import os, sys, time; open(sys.argv[1], 'w').write(f'{os.getpid()} '); time.sleep(300)"
+    engine = EXECUTORS[name](tmp_path)
+    try:
+        job = engine.submit([sys.executable, "-c", code, str(said)], tmp_path / "log.txt")
+        assert job.exit_code() is None
+        until(lambda: said.is_file() and said.read_text().endswith(" "))
+        job.cancel()
+        until(lambda: not alive(int(said.read_text())))
+    finally:
+        engine.close()
+
+
+def until(true, *, seconds=60):
+    """Waits for it."""
+    end = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def alive(pid):
+    """Whether a process is there and has not ended."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
 def test_what_is_done_is_not_done_again(few, tmp_path):
     places, asked = Places(tmp_path), []
     places.result(few[0].key).parent.mkdir()
@@ -259,13 +292,13 @@ def test_a_call_with_fewer_seeds_or_experiments_forgets_nothing(scale, world, tm
 
 def test_a_row_that_was_given_more_seeds_keeps_them_and_gives_none_to_others(scale, world, tmp_path):
     scale = replace(scale, world=None, seeds=1)
-    for names, seeds in ((["table-7"], 2), (["controls"], 1)):
+    for names, seeds in ((["weights"], 2), (["controls"], 1)):
         wanted = Asked(names, replace(scale, seeds=seeds), tmp_path, world)
         remember(Places(tmp_path), planned(wanted)[1], wanted)
     grid = json.loads((tmp_path / "grid.json").read_text())
     assert {name: len(row["runs"]) for name, row in grid["rows"].items()} == {
-        row.name: 2 if row.name in {own.name for own in rows_of(scale, ["table-7"])} else 1
-        for row in rows_of(scale, ["table-7", "controls"])
+        row.name: 2 if row.name in {own.name for own in rows_of(scale, ["weights"])} else 1
+        for row in rows_of(scale, ["weights", "controls"])
     }
 
 

@@ -113,6 +113,6 @@ def alignments(found: Mapping[str, Inside]) -> str:
             panel.set_yscale("log")
             panel.set_title(title, loc="left", fontsize=11, fontweight="bold")
             panel.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
-        panel.set_xlabel("linear layer of the alignment, mean over seeds (dotted: before training, solid: after)")
+        panel.set_xlabel("linear layer, mean over seeds (dotted: before training, solid: after)")
         figure.legend(*panel.get_legend_handles_labels(), loc="outside upper center", ncols=2)
     return svg(figure, "Gradients and activations in each linear layer of the alignment, before and after training")

@@ -44,8 +44,12 @@ class Executor(Protocol):
 
 
 def run_command(command: Sequence[str], log: str) -> int:
-    """Runs to the end on one core, wherever it is called; returns the exit code."""
-    return _started(command, Path(log)).wait()
+    """Runs to the end on one core, wherever it is called, or until this process is interrupted; returns the exit code."""
+    process = _started(command, Path(log))
+    try:
+        return process.wait()
+    finally:
+        LocalJob(process).cancel()
 
 
 def gpus() -> list[str]:
