@@ -96,9 +96,25 @@ def runs_of(scale: Scale, rows: Iterable[Row], *, data: str) -> list[Run]:
     """Every row with each of its seeds, seeds outermost: after the first third of the time every row has one result.
     Rows that are one run by two names have the seeds of the one that has more.
 
-    data: the folder of the data. Raises ValueError naming every row that cannot be built, before anything is started.
+    data: the folder of the data. Raises ValueError as `settled_of` does.
     """
     rows = list(rows)
+    settled = settled_of(rows)
+    same = {row.name: (settled[row.name], row.pixels) for row in rows}
+    seeds: dict[tuple[str, str], int] = {}
+    for row in rows:
+        seeds[same[row.name]] = max(scale.seeds_of(row.name), seeds.get(same[row.name], 0))
+    made = []
+    for seed in range(max(seeds.values(), default=0)):
+        for row in rows:
+            if seed < seeds[same[row.name]]:
+                recipe = recipe_of(scale, row, seed, data=data)
+                made.append(Run(row, seed, recipe, _key(recipe, settled[row.name], scale)))
+    return made
+
+
+def settled_of(rows: Sequence[Row]) -> dict[str, str]:
+    """Each row's model in full, by the row's name. Raises ValueError naming every row that cannot be built."""
     settled: dict[str, str] = {}
     impossible: dict[str, list[str]] = {}
     for name in {name for row in rows for name in _weights(row.model)}:
@@ -112,17 +128,7 @@ def runs_of(scale: Scale, rows: Iterable[Row], *, data: str) -> list[Run]:
         count = sum(len(names) for names in impossible.values())
         said = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in impossible.items())
         raise ValueError(f"{count} of {len(rows)} rows cannot be run: {said}")
-    same = {row.name: (settled[row.name], row.pixels) for row in rows}
-    seeds: dict[tuple[str, str], int] = {}
-    for row in rows:
-        seeds[same[row.name]] = max(scale.seeds_of(row.name), seeds.get(same[row.name], 0))
-    made = []
-    for seed in range(max(seeds.values(), default=0)):
-        for row in rows:
-            if seed < seeds[same[row.name]]:
-                recipe = recipe_of(scale, row, seed, data=data)
-                made.append(Run(row, seed, recipe, _key(recipe, settled[row.name], scale)))
-    return made
+    return settled
 
 
 def recipe_of(scale: Scale, row: Row, seed: int, *, data: str) -> Recipe:
