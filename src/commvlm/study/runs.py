@@ -267,9 +267,9 @@ def _holds(job: Path, recipe: Recipe) -> bool:
     return places and [*map(weights_hash, _weights(old.model))] == [*map(weights_hash, _weights(recipe.model))]
 
 
-def seconds_of(places: Places, keys: Iterable[str]) -> list[float]:
-    """What each of these runs that is done took, by its result. Raises ValueError for a broken one."""
-    return [sum(_json(places.result(key))["seconds"].values()) for key in keys if places.done(key)]
+def seconds_of(places: Places, keys: Iterable[str]) -> list[dict[str, float]]:
+    """What training and asking each of these runs that is done took, by its result. Raises ValueError for a broken one."""
+    return [_json(places.result(key))["seconds"] for key in keys if places.done(key)]
 
 
 def failed(places: Places) -> dict[str, dict[str, Any]]:

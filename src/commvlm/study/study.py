@@ -230,6 +230,6 @@ def grid_table(asked: Asked, runs: Sequence[Run], console: Console) -> str:
     if asked.scale.world is None and runs:
         return f"{priced(asked, runs, load_of(runs, asked, console), console)}\n{counted}"
     if took:
-        each = sum(took) / len(took)
+        each = sum(sum(one.values()) for one in took) / len(took)
         counted += f"; {each:.0f} s a run, so {each * (len(keys) - len(took)) / 3600:.1f} core-hours are left"
     return "\n".join([*rows, counted])
