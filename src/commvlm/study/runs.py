@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +27,8 @@ FORMAT = 2
 """Counted up when a run's result would be another one for the same recipe."""
 FORMATS = {"conv-layerscale": 2}
 """Of merges, counted up likewise: only the runs that have one are run anew."""
+BUSY = os.EX_TEMPFAIL
+"""Exit code of a worker that leaves its run to another process, which is at work on it."""
 LOSSY = ("bf16", "int8")
 PLACES = ("_name_or_path", "transformers_version")
 """Keys of a folder's config that say where it lies; a hub checkpoint's has others that tell nothing, `BOOKKEEPING`."""
@@ -222,18 +225,30 @@ def _file_hash(path: str, size: int, stamp: int) -> str:
     return str(fingerprint(Path(path))["sha256"])
 
 
+class AtWork(ValueError):
+    """Another process makes the result."""
+
+
 @contextmanager
 def alone(lock: Path) -> Iterator[None]:
-    """This process alone makes a result. Raises ValueError where another one does, such as one whose study was killed."""
+    """This process alone makes a result. Raises AtWork where another one does, such as one whose study was killed."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
-                f"{lock.name} is at work in another process: wait for it, then run the study again"
-            ) from None
+            raise AtWork(f"{lock.name} is at work in another process: wait for it, then run the study again") from None
         yield
+
+
+def at_work(lock: Path) -> bool:
+    """Whether a process makes the result now. The kernel holds a lock for as long as its process lives, so this is tried out
+    by having it for a moment: not to be asked of a run that has just been started."""
+    try:
+        with alone(lock) if lock.is_file() else nullcontext():
+            return False
+    except AtWork:
+        return True
 
 
 def write_jobs(places: Places, runs: Iterable[Run]) -> None:
@@ -241,7 +256,7 @@ def write_jobs(places: Places, runs: Iterable[Run]) -> None:
     says now of what is written beside a result; but where its data, features or weights are no longer where it says, since
     the study or they were moved, it is written anew and begun again. Rows of one key are one run, however they are called.
 
-    Raises ValueError where a process is still at work on what would be begun again.
+    Raises AtWork where a process is still at work on what would be begun again.
     """
     for run in runs:
         job, text = places.job(run.key), as_yaml(run.recipe)

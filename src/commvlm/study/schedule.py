@@ -15,7 +15,7 @@ from rich.console import Console
 from ..model.storage import SAID, writing
 from .executors import Executor, Job, in_one_line
 from .progress import say, share_done, stand, telling, time_left
-from .runs import Places, Run, note_failed, seconds_of
+from .runs import BUSY, Places, Run, at_work, note_failed, seconds_of
 
 POLL = 0.5
 """Seconds between two looks at what the runs have written."""
@@ -38,6 +38,22 @@ class _Active:
     run: Run
     job: Job
     said: int
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """A job of another process, such as one whose study was killed: it has the run for as long as it holds `lock`."""
+
+    lock: Path
+
+    def exit_code(self) -> int | None:
+        return None if at_work(self.lock) else BUSY
+
+    def reason(self) -> str:
+        return ""
+
+    def cancel(self) -> None:
+        """Nothing: it is not ours to end."""
 
 
 @contextmanager
@@ -63,7 +79,8 @@ def go_over(
     console: Console,
 ) -> list[Failure]:  # fmt: skip
     """Executes what has no result yet, at most `jobs` at once; returns those that failed, and keeps them in failed.json. Runs
-    of one key are one. After one that found the disk full, or `REFUSED` in a row that could not be
+    of one key are one. A run that another process has counts as one of `jobs`, comes first and is left to it; only if it ends
+    there without a result it is executed here. After one that found the disk full, or `REFUSED` in a row that could not be
     started, no other is started.
 
     command: a run's key -> what makes its result. What is still going on when this is interrupted is ended.
@@ -93,7 +110,8 @@ class _Grid:
         console: Console,
     ) -> None:  # fmt: skip
         self.places, self.executor, self.command, self.console = places, executor, command, console
-        self.waiting = [run for run in runs if not places.done(run.key)]
+        left = [run for run in runs if not places.done(run.key)]
+        self.waiting = sorted(left, key=lambda run: not at_work(places.lock(run.key)))
         self.active: list[_Active] = []
         self.failed: list[Failure] = []
         self.took = seconds_of(places, [run.key for run in runs])
@@ -104,7 +122,14 @@ class _Grid:
         """As many of those that wait as `jobs` leaves room for."""
         while self.waiting and len(self.active) < jobs:
             run = self.waiting.pop(0)
-            self._submit(run)
+            lock = self.places.lock(run.key)
+            if self.places.done(run.key):  # by another process, while it waited
+                self._done(run)
+            elif at_work(lock):
+                say(self.console, f"{run.name} is at work in another process: waiting for its result")
+                self.active.append(_Active(run, _Elsewhere(lock), 0))
+            else:
+                self._submit(run)
 
     def _submit(self, run: Run) -> None:
         log = self.places.log(run.key)
@@ -128,6 +153,8 @@ class _Grid:
             self.active.remove(one)
             if self.places.done(one.run.key):
                 self._done(one.run)
+            elif code == BUSY:
+                self.waiting.insert(0, one.run)
             else:
                 self._fail(one.run, _reason(one, self.places.log(one.run.key), code))
         news, self.news = self.news, []
