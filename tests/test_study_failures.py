@@ -12,9 +12,10 @@ from rich.console import Console
 
 from commvlm.study.bundle import keep
 from commvlm.study.executors import EXECUTORS, RayJob, SubmititJob
+from commvlm.study.progress import time_left
 from commvlm.study.runs import Places, note_failed
 from commvlm.study.runs import failed as failures
-from commvlm.study.schedule import go_over, time_left
+from commvlm.study.schedule import go_over
 from commvlm.study.study import asked
 
 QUIET = Console(file=io.StringIO())
@@ -150,8 +151,6 @@ def test_time_left_is_reckoned_from_the_runs_that_are_done(few, tmp_path, monkey
     for runs, engine in zip((few[:1], few), engines, strict=True):
         go_over(runs, Places(tmp_path), engine, jobs=1, command=lambda key: [key], console=QUIET)
     assert told == [f"about {minutes} min left" for minutes in (0, 4, 2, 0)]
-    assert time_left([], 3, 1) == "time left unknown until a run is done"
-    assert time_left([3600], 4, 2) == "about 2.0 h left"
 
 
 def test_a_result_that_is_broken_is_told_before_anything_starts(few, tmp_path):

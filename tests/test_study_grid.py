@@ -18,7 +18,7 @@ from commvlm.cli import main
 from commvlm.study.executors import EXECUTORS, gpus, worker_command
 from commvlm.study.experiments import rows_of
 from commvlm.study.rows import Row, encoder
-from commvlm.study.runs import Places, alone, runs_of, weights_hash, write_jobs
+from commvlm.study.runs import BUSY, Places, alone, runs_of, weights_hash, write_jobs
 from commvlm.study.schedule import go_over, locked
 from commvlm.study.settings import shipped_scales
 from commvlm.study.study import Asked, planned, remember
@@ -108,7 +108,7 @@ def test_what_is_done_is_not_done_again(few, tmp_path):
 def test_a_result_is_made_by_one_process_alone(few, tmp_path, capsys):
     key = few[0].key
     with alone(tmp_path / "locks" / key):
-        assert worker([str(tmp_path), key, "rec", "drop", "1"]) == 2
+        assert worker([str(tmp_path), key, "rec", "drop", "1"]) == BUSY
     assert f"{key} is at work in another process" in capsys.readouterr().err
 
 

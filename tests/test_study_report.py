@@ -229,6 +229,26 @@ def test_a_measurement_says_where_and_is_taken_in_the_precision_of_the_runs(scal
     assert of["fp32"][0] == of["fp32"][1] == of["fp32"][2]  # once
 
 
+def test_a_report_that_is_drawn_meanwhile_loses_no_measurement(scale, tmp_path, monkeypatch):
+    """The study measures both rows while a report counts the first one, and the second one is there already."""
+    rows = {f"clip {layer}": single(scale, scale.encoders[0], layer) for layer in (2, 4)}
+    cache, counting = tmp_path / "costs.json", []
+
+    def cost(row, *, runs, precision):
+        if not runs and not counting:
+            counting.append(row)
+            costs(rows, cache, runs=1)
+        return {"measured": {"seconds": 1.0, "dtype": precision} if runs else None}
+
+    monkeypatch.setattr("commvlm.study.results._cost", cost)
+    told = costs(rows, cache, runs=0)
+    kept = json.loads(cache.read_text())
+    assert [kept[name]["measured"]["seconds"] for name in rows] == [1.0, 1.0]
+    assert told == kept
+    other = {"clip 2": single(scale, scale.encoders[0], 3)}
+    assert costs(other, cache, runs=0)["clip 2"]["measured"] is None  # of another model
+
+
 def test_the_papers_mme_is_told_with_how_to_get_ours(scale):
     mme = [PAPER["table-1"].columns.index(f"MME {part}") for part in ("cognition", "perception")]
     assert [PAPER["table-1"].rows["COMM"][place] for place in mme] == [360.4, 1234.9]

@@ -97,6 +97,45 @@ def test_rows_that_cannot_be_run_are_all_named_before_anything_starts(scale, wor
         runs_of(scale, bad, data=str(world))
 
 
+@pytest.mark.parametrize(
+    ("place", "change", "named", "spared", "reason"),
+    [
+        (0, {"merged": "3-99"}, ["COMM", "first encoder, larger image"], "peer", "layer 99 is beyond the last one"),
+        (
+            0,
+            {"image_size": 33},
+            ["peer shikra", "first encoder, larger image"],
+            "mae",
+            "image_size 33 is not a multiple",
+        ),
+        (1, {"checkpoint": "/nowhere"}, ["COMM", "peer mmvp-imof"], "peer llava-1.5", "'/nowhere' is not a folder"),
+        (2, {"checkpoint": "/nowhere"}, ["deit 2", "deit 6", "deit 8"], "COMM", "'/nowhere' is not a folder"),
+        (0, {"last": -99}, ["clip -99", "pair, no merging"], "COMM", "layer -99 is beyond the last one"),
+    ],
+)
+def test_rows_that_follow_from_one_that_cannot_be_built_are_named_with_it(
+    tmp_path, place, change, named, spared, reason
+):
+    """And no data are made before."""
+    said = yaml.safe_load(shipped_scales()["micro"].read_text())
+    said["encoders"][place] |= change
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(said))
+    wanted = asked(["all"], scale=str(tmp_path / "mine.yaml"), out=tmp_path / "out")
+    with pytest.raises(ValueError, match=rf"^\d+ of 4\d rows cannot be run: .*: .*{reason}") as error:
+        planned(wanted)
+    rows = str(error.value).partition("cannot be run: ")[2].partition(": ")[0]
+    assert [name for name in named if name not in rows] == []
+    assert spared not in rows
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_is_wrong_with_a_merged_branch_stops_no_experiment_that_has_none(tmp_path):
+    said = yaml.safe_load(shipped_scales()["micro"].read_text()) | {"world": {"train": 2, "test": 1}}
+    said["encoders"][0]["merged"] = "3-99"
+    (tmp_path / "mine.yaml").write_text(yaml.safe_dump(said))
+    assert planned(asked(["figure-2"], scale=str(tmp_path / "mine.yaml"), out=tmp_path / "out", seeds=1))[1]
+
+
 def test_an_unknown_experiment_is_answered_with_the_nearest():
     with pytest.raises(ValueError, match=r"no experiment 'figure2'; did you mean figure-2"):
         experiments_named(["figure2"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from ..model.config import CommVisionConfig
 from ..model.spec import build_config
 from ..train.assemble import model_settings
 from ..train.keys import nearest_key
 from ..train.recipe import Encoder, Model, load_recipe, shipped_recipes
-from .rows import Row, comm, encoder, is_dino, mfm, pair, single, single_name
+from .rows import Row, comm, depth_of, encoder, is_dino, mfm, pair, single, single_name
 from .settings import Scale, StudyEncoder
 
 NO_MERGE = "pair, no merging"
@@ -62,10 +63,22 @@ def twice(scale: Scale, given: StudyEncoder) -> Row:
 
 def larger(scale: Scale, given: StudyEncoder, side: int) -> Row:
     """One encoder at an image so large that it costs about what the pair costs; its tokens resampled to the pair's grid."""
-    vision = build_config(**model_settings(mfm(scale, given).model)).vision_config
-    rows, columns = vision.grid_of(given.name)  # type: ignore[union-attr]
+    usual = mfm(scale, given).model
+    vision = _visual_half(usual)
+    if vision is None:
+        return Row(LARGER, usual)
+    rows, columns = vision.grid_of(given.name)
     branch = encoder(given, given.merged, "lln-layerscale", image_size=side)
     return Row(LARGER, scale.model(branch, fuse={"kind": "channel-concat", "grid": [rows, columns]}))
+
+
+def _visual_half(model: Model) -> CommVisionConfig | None:
+    """None of a model that cannot be built. A row that would follow from it has that model itself, so that what is wrong is
+    told of it where rows are built, with all others that cannot be."""
+    try:
+        return build_config(**model_settings(model)).vision_config  # type: ignore[return-value]
+    except ValueError:
+        return None
 
 
 def collapse(scale: Scale) -> list[Row]:
@@ -96,16 +109,17 @@ def translated(scale: Scale, theirs: Model) -> Model:
     """A peer's visual half on the scale's encoders: DINOs become the pair's second encoder, all others its first. Layers keep
     their distance from the end where that is at most two, and their relative depth elsewhere."""
     first, second = pair(scale)
-    here = build_config(**model_settings(scale.model(encoder(first, "all"), encoder(second, "all")))).vision_config
-    depth = {branch["name"]: branch["depth"] for branch in here.branches}  # type: ignore[union-attr]
-    there = build_config(**model_settings(theirs)).vision_config
+    there = _visual_half(theirs)
+    if there is None:
+        return theirs
     branches = []
-    for asked, settled in zip(theirs.encoders, there.branches, strict=True):  # type: ignore[union-attr]
-        ours = second if is_dino(there.encoder_config(settled["name"])) else first  # type: ignore[union-attr]
-        layers = scaled(settled["layers"], settled["depth"], depth[ours.name])
+    for asked, settled in zip(theirs.encoders, there.branches or [], strict=True):
+        given = second if is_dino(there.encoder_config(settled["name"])) else first
+        depth = depth_of(given)
+        layers = settled["layers"] if depth is None else scaled(settled["layers"], settled["depth"], depth)
         branches.append(
             Encoder(
-                name=ours.name, checkpoint=ours.checkpoint, image_size=ours.image_size, layers=list(layers),
+                name=given.name, checkpoint=given.checkpoint, image_size=given.image_size, layers=list(layers),
                 merge=asked.merge, align=asked.align, final_norm=asked.final_norm,
             )
         )  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Mapping
@@ -82,14 +83,31 @@ def costs(rows: Mapping[str, Row], cache: Path, *, runs: int, precision: str = "
 
     precision: of the passes. Counted and measured once, kept in `cache`: measurements of one study belong to one machine.
     """
-    kept: dict[str, Any] = _json(cache, "") if cache.is_file() else {}
+    kept = _costs_in(cache)
     for name, row in rows.items():
         of = hashlib.sha256(json.dumps(asdict(row.model), sort_keys=True).encode()).hexdigest()[:16]
         if name in kept and kept[name].get("of") == of and (not runs or _measured_in(precision, kept[name])):
             continue
-        kept[name] = {"of": of, **_cost(row, runs=runs, precision=precision)}
-        write_json(kept, cache)
+        kept = _with_cost(cache, name, {"of": of, **_cost(row, runs=runs, precision=precision)})
     return {name: kept[name] for name in rows}
+
+
+def _costs_in(cache: Path) -> dict[str, Any]:
+    return _json(cache, "") if cache.is_file() else {}
+
+
+def _with_cost(cache: Path, name: str, cost: dict[str, Any]) -> dict[str, Any]:
+    """What `cache` has now, and this: a study may measure while a report is drawn. What was measured of the same model stays
+    where this was not."""
+    cache.parent.mkdir(parents=True, exist_ok=True)
+    with cache.with_name(f".{cache.name}.lock").open("a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        kept = _costs_in(cache)
+        known = kept.get(name, {})
+        if cost["measured"] or known.get("of") != cost["of"] or not known["measured"]:
+            kept[name] = cost
+            write_json(kept, cache)
+    return kept
 
 
 def _measured_in(precision: str, cost: Mapping[str, Any]) -> bool:

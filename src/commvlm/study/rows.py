@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..model import spec
 from ..model.families import vision_half
-from ..model.spec import depth_of
 from ..train.assemble import located
 from ..train.recipe import Encoder, Model
 from .settings import Scale, StudyEncoder
@@ -70,15 +70,20 @@ def pair(scale: Scale) -> tuple[StudyEncoder, StudyEncoder]:
     return first, second
 
 
-def layers_for(scale: Scale, given: StudyEncoder, layers: Sequence[int]) -> list[int]:
-    """The scale's layers, the pair's first encoder's, in this one: at the same share of its depth, ascending.
-
-    An encoder whose depth cannot be read keeps them; what is wrong with it is told where its rows are built.
-    """
-    first, _ = pair(scale)
+def depth_of(given: StudyEncoder) -> int | None:
+    """Blocks of an encoder. None where that cannot be read: its rows keep the layers that were asked for, and what is wrong
+    is told where they are built."""
     try:
-        whole, own = (depth_of(located(one.checkpoint)) for one in (first, given))
+        return spec.depth_of(located(given.checkpoint))
     except ValueError:
+        return None
+
+
+def layers_for(scale: Scale, given: StudyEncoder, layers: Sequence[int]) -> list[int]:
+    """The scale's layers, the pair's first encoder's, in this one: at the same share of its depth, ascending."""
+    first, _ = pair(scale)
+    whole, own = depth_of(first), depth_of(given)
+    if whole is None or own is None:
         return sorted(layers)
     return sorted({max(1, round(layer * own / whole)) for layer in layers})
 

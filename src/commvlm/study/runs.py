@@ -5,9 +5,10 @@ from __future__ import annotations
 import fcntl
 import hashlib
 import json
+import os
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,6 +27,8 @@ FORMAT = 2
 """Counted up when a run's result would be another one for the same recipe."""
 FORMATS = {"conv-layerscale": 2}
 """Of merges, counted up likewise: only the runs that have one are run anew."""
+BUSY = os.EX_TEMPFAIL
+"""Exit code of a worker that leaves its run to another process, which is at work on it."""
 LOSSY = ("bf16", "int8")
 PLACES = ("_name_or_path", "transformers_version")
 """Keys of a folder's config that say where it lies; a hub checkpoint's has others that tell nothing, `BOOKKEEPING`."""
@@ -96,9 +99,25 @@ def runs_of(scale: Scale, rows: Iterable[Row], *, data: str) -> list[Run]:
     """Every row with each of its seeds, seeds outermost: after the first third of the time every row has one result.
     Rows that are one run by two names have the seeds of the one that has more.
 
-    data: the folder of the data. Raises ValueError naming every row that cannot be built, before anything is started.
+    data: the folder of the data. Raises ValueError as `settled_of` does.
     """
     rows = list(rows)
+    settled = settled_of(rows)
+    same = {row.name: (settled[row.name], row.pixels) for row in rows}
+    seeds: dict[tuple[str, str], int] = {}
+    for row in rows:
+        seeds[same[row.name]] = max(scale.seeds_of(row.name), seeds.get(same[row.name], 0))
+    made = []
+    for seed in range(max(seeds.values(), default=0)):
+        for row in rows:
+            if seed < seeds[same[row.name]]:
+                recipe = recipe_of(scale, row, seed, data=data)
+                made.append(Run(row, seed, recipe, _key(recipe, settled[row.name], scale)))
+    return made
+
+
+def settled_of(rows: Sequence[Row]) -> dict[str, str]:
+    """Each row's model in full, by the row's name. Raises ValueError naming every row that cannot be built."""
     settled: dict[str, str] = {}
     impossible: dict[str, list[str]] = {}
     for name in {name for row in rows for name in _weights(row.model)}:
@@ -112,17 +131,7 @@ def runs_of(scale: Scale, rows: Iterable[Row], *, data: str) -> list[Run]:
         count = sum(len(names) for names in impossible.values())
         said = "; ".join(f"{', '.join(names)}: {reason}" for reason, names in impossible.items())
         raise ValueError(f"{count} of {len(rows)} rows cannot be run: {said}")
-    same = {row.name: (settled[row.name], row.pixels) for row in rows}
-    seeds: dict[tuple[str, str], int] = {}
-    for row in rows:
-        seeds[same[row.name]] = max(scale.seeds_of(row.name), seeds.get(same[row.name], 0))
-    made = []
-    for seed in range(max(seeds.values(), default=0)):
-        for row in rows:
-            if seed < seeds[same[row.name]]:
-                recipe = recipe_of(scale, row, seed, data=data)
-                made.append(Run(row, seed, recipe, _key(recipe, settled[row.name], scale)))
-    return made
+    return settled
 
 
 def recipe_of(scale: Scale, row: Row, seed: int, *, data: str) -> Recipe:
@@ -216,18 +225,30 @@ def _file_hash(path: str, size: int, stamp: int) -> str:
     return str(fingerprint(Path(path))["sha256"])
 
 
+class AtWork(ValueError):
+    """Another process makes the result."""
+
+
 @contextmanager
 def alone(lock: Path) -> Iterator[None]:
-    """This process alone makes a result. Raises ValueError where another one does, such as one whose study was killed."""
+    """This process alone makes a result. Raises AtWork where another one does, such as one whose study was killed."""
     lock.parent.mkdir(parents=True, exist_ok=True)
     with lock.open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ValueError(
-                f"{lock.name} is at work in another process: wait for it, then run the study again"
-            ) from None
+            raise AtWork(f"{lock.name} is at work in another process: wait for it, then run the study again") from None
         yield
+
+
+def at_work(lock: Path) -> bool:
+    """Whether a process makes the result now. The kernel holds a lock for as long as its process lives, so this is tried out
+    by having it for a moment: not to be asked of a run that has just been started."""
+    try:
+        with alone(lock) if lock.is_file() else nullcontext():
+            return False
+    except AtWork:
+        return True
 
 
 def write_jobs(places: Places, runs: Iterable[Run]) -> None:
@@ -235,7 +256,7 @@ def write_jobs(places: Places, runs: Iterable[Run]) -> None:
     says now of what is written beside a result; but where its data, features or weights are no longer where it says, since
     the study or they were moved, it is written anew and begun again. Rows of one key are one run, however they are called.
 
-    Raises ValueError where a process is still at work on what would be begun again.
+    Raises AtWork where a process is still at work on what would be begun again.
     """
     for run in runs:
         job, text = places.job(run.key), as_yaml(run.recipe)
@@ -261,9 +282,9 @@ def _holds(job: Path, recipe: Recipe) -> bool:
     return places and [*map(weights_hash, _weights(old.model))] == [*map(weights_hash, _weights(recipe.model))]
 
 
-def seconds_of(places: Places, keys: Iterable[str]) -> list[float]:
-    """What each of these runs that is done took, by its result. Raises ValueError for a broken one."""
-    return [sum(_json(places.result(key))["seconds"].values()) for key in keys if places.done(key)]
+def seconds_of(places: Places, keys: Iterable[str]) -> list[dict[str, float]]:
+    """What training and asking each of these runs that is done took, by its result. Raises ValueError for a broken one."""
+    return [_json(places.result(key))["seconds"] for key in keys if places.done(key)]
 
 
 def failed(places: Places) -> dict[str, dict[str, Any]]:

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from ..model.storage import SAID, writing
-from ..train.recipe import Recipe
 from .executors import Executor, Job, in_one_line
-from .runs import Places, Run, note_failed, seconds_of
+from .progress import say, share_done, stand, telling, time_left
+from .runs import BUSY, Places, Run, at_work, note_failed, seconds_of
 
 POLL = 0.5
 """Seconds between two looks at what the runs have written."""
@@ -41,6 +38,22 @@ class _Active:
     run: Run
     job: Job
     said: int
+
+
+@dataclass(frozen=True)
+class _Elsewhere:
+    """A job of another process, such as one whose study was killed: it has the run for as long as it holds `lock`."""
+
+    lock: Path
+
+    def exit_code(self) -> int | None:
+        return None if at_work(self.lock) else BUSY
+
+    def reason(self) -> str:
+        return ""
+
+    def cancel(self) -> None:
+        """Nothing: it is not ours to end."""
 
 
 @contextmanager
@@ -66,104 +79,102 @@ def go_over(
     console: Console,
 ) -> list[Failure]:  # fmt: skip
     """Executes what has no result yet, at most `jobs` at once; returns those that failed, and keeps them in failed.json. Runs
-    of one key are one. After one that found the disk full, or `REFUSED` in a row that could not be started, no other is
-    started.
+    of one key are one. A run that another process has counts as one of `jobs`, comes first and is left to it; only if it ends
+    there without a result it is executed here. After one that found the disk full, or `REFUSED` in a row that could not be
+    started, no other is started.
 
     command: a run's key -> what makes its result. What is still going on when this is interrupted is ended.
     """
     every = {run.key: run for run in runs}
-    waiting = [run for run in every.values() if not places.done(run.key)]
-    failed: list[Failure] = []
-    active: list[_Active] = []
-    took, jobs = seconds_of(places, every), min(jobs, max(len(waiting), 1))
-    refused = 0
-    with _bar(console) as progress:
-        bar = progress.add_task("", total=len(every), completed=len(every) - len(waiting), left="", now="")
-
-        def fail(run: Run, reason: str) -> None:
-            failed.append(Failure(run, reason))
-            note_failed(places, (run, reason.replace(f"{places.root}/", "")))  # the folder may be read elsewhere
-            console.print(f"failed: {run.name}: {reason}", style="red", highlight=False, markup=False)
-            why = SAID if SAID in reason else f"{REFUSED} in a row could not be started" if refused == REFUSED else ""
-            if why and waiting:
-                console.print(f"{why}: {len(waiting)} runs are not started", style="red", highlight=False)
-                waiting.clear()
-
+    grid = _Grid(every.values(), places, executor, command, console)
+    with telling(console, len(every), len(every) - len(grid.waiting)) as tell:
         try:
-            while waiting or active:
-                while waiting and len(active) < jobs:
-                    run = waiting.pop(0)
-                    log = places.log(run.key)
-                    said = log.stat().st_size if log.exists() else 0
-                    try:
-                        with writing(places.root):
-                            job = executor.submit(command(run.key), log)
-                    except Exception as error:  # whatever a cluster's client raises
-                        refused += 1
-                        fail(run, f"it could not be started: {in_one_line(error)}")
-                        progress.advance(bar)
-                    else:
-                        refused = 0
-                        active.append(_Active(run, job, said))
+            while grid.waiting or grid.active:
+                grid.start(jobs)
                 time.sleep(POLL)
-                for one in list(active):
-                    code = one.job.exit_code()
-                    if code is None:
-                        continue
-                    active.remove(one)
-                    if places.done(one.run.key):
-                        took += seconds_of(places, [one.run.key])
-                        note_failed(places)
-                    else:
-                        fail(one.run, _reason(one, places.log(one.run.key), code))
-                    progress.advance(bar)
-                shares = [share_done(places.run(one.run.key), one.run.recipe) for one in active]
-                names = ", ".join(f"{one.run.name} {share:.0%}" for one, share in zip(active, shares, strict=True))
-                left = time_left(took, len(waiting) + sum(1 - share for share in shares), jobs)
-                progress.update(bar, left=left, now=names)
+                ended = grid.ended()
+                shares = [share_done(places.run(one.run.key), one.run.recipe) for one in grid.active]
+                now = [f"{one.run.name} {stand(share)}" for one, share in zip(grid.active, shares, strict=True)]
+                tell(ended, ", ".join(now), time_left(grid.took, len(grid.waiting), shares, jobs))
         finally:
-            for one in active:
+            for one in grid.active:
                 one.job.cancel()
-    return failed
+    return grid.failed
 
 
-def _bar(console: Console) -> Progress:
-    columns = (
-        TextColumn("runs"), BarColumn(24), MofNCompleteColumn(), TextColumn("{task.fields[left]}"),
-        TextColumn("{task.fields[now]}", markup=False),
-    )  # fmt: skip
-    return Progress(*columns, console=console)
+class _Grid:
+    """The runs on their way. waiting: not started yet. active: at work. took: seconds of each that is done."""
 
+    def __init__(
+        self, runs: Collection[Run], places: Places, executor: Executor, command: Callable[[str], Sequence[str]],
+        console: Console,
+    ) -> None:  # fmt: skip
+        self.places, self.executor, self.command, self.console = places, executor, command, console
+        left = [run for run in runs if not places.done(run.key)]
+        self.waiting = sorted(left, key=lambda run: not at_work(places.lock(run.key)))
+        self.active: list[_Active] = []
+        self.failed: list[Failure] = []
+        self.took = seconds_of(places, [run.key for run in runs])
+        self.refused = 0
+        self.news: list[str] = []
 
-def time_left(took: Sequence[float], runs: float, jobs: int) -> str:
-    """Of so many runs, `jobs` at once. took: seconds of those that are done."""
-    if not took:
-        return "time left unknown until a run is done"
-    minutes = runs * sum(took) / len(took) / jobs / 60
-    return f"about {minutes / 60:.1f} h left" if minutes > 90 else f"about {minutes:.0f} min left"
+    def start(self, jobs: int) -> None:
+        """As many of those that wait as `jobs` leaves room for."""
+        while self.waiting and len(self.active) < jobs:
+            run = self.waiting.pop(0)
+            lock = self.places.lock(run.key)
+            if self.places.done(run.key):  # by another process, while it waited
+                self._done(run)
+            elif at_work(lock):
+                say(self.console, f"{run.name} is at work in another process: waiting for its result")
+                self.active.append(_Active(run, _Elsewhere(lock), 0))
+            else:
+                self._submit(run)
 
+    def _submit(self, run: Run) -> None:
+        log = self.places.log(run.key)
+        said = log.stat().st_size if log.exists() else 0
+        try:
+            with writing(self.places.root):
+                job = self.executor.submit(self.command(run.key), log)
+        except Exception as error:  # whatever a cluster's client raises
+            self.refused += 1
+            self._fail(run, f"it could not be started: {in_one_line(error)}")
+        else:
+            self.refused = 0
+            self.active.append(_Active(run, job, said))
 
-def share_done(folder: Path, recipe: Recipe) -> float:
-    """Of a run's training steps, by its log."""
-    row = _last_row(folder / "log.jsonl")
-    if row is None:
-        return 0.0
-    stages = recipe.train.stages
-    total = sum(stage.steps for stage in stages)
-    names = [stage.name for stage in stages]
-    before = sum(stage.steps for stage in stages[: names.index(row["stage"])]) if row["stage"] in names else 0
-    return (before + int(row["step"])) / total
+    def ended(self) -> list[str]:
+        """Takes out what has ended; returns what is said of each since the last look."""
+        for one in list(self.active):
+            code = one.job.exit_code()
+            if code is None:
+                continue
+            self.active.remove(one)
+            if self.places.done(one.run.key):
+                self._done(one.run)
+            elif code == BUSY:
+                self.waiting.insert(0, one.run)
+            else:
+                self._fail(one.run, _reason(one, self.places.log(one.run.key), code))
+        news, self.news = self.news, []
+        return news
 
+    def _done(self, run: Run) -> None:
+        (seconds,) = seconds_of(self.places, [run.key])
+        self.took.append(seconds)
+        self.news.append(f"{run.name} done in {sum(seconds.values()):.0f} s")
+        note_failed(self.places)
 
-def _last_row(log: Path) -> dict[str, Any] | None:
-    """The last whole line of a log that is being written."""
-    if not log.exists():
-        return None
-    whole = log.read_text(encoding="utf-8").rpartition("\n")[0].rpartition("\n")[2]
-    try:
-        return json.loads(whole)
-    except json.JSONDecodeError:
-        return None
+    def _fail(self, run: Run, reason: str) -> None:
+        self.failed.append(Failure(run, reason))
+        self.news.append(f"{run.name} failed")
+        note_failed(self.places, (run, reason.replace(f"{self.places.root}/", "")))  # the folder may be read elsewhere
+        say(self.console, f"failed: {run.name}: {reason}", "red")
+        why = SAID if SAID in reason else f"{REFUSED} in a row could not be started" if self.refused == REFUSED else ""
+        if why and self.waiting:
+            say(self.console, f"{why}: {len(self.waiting)} runs are not started", "red")
+            self.waiting.clear()
 
 
 def _reason(one: _Active, log: Path, code: int) -> str:

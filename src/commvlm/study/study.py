@@ -31,7 +31,7 @@ from .ready import have_checkpoints, have_stores
 from .report import write_report
 from .results import costs
 from .rows import Row
-from .runs import Places, Run, runs_of, seconds_of, write_grid, write_jobs
+from .runs import Places, Run, runs_of, seconds_of, settled_of, write_grid, write_jobs
 from .schedule import Failure, go_over, locked
 from .settings import Scale, fits, load_scale
 
@@ -76,11 +76,12 @@ def asked(
 
 
 def planned(asked: Asked) -> tuple[list[Row], list[Run]]:
-    """The rows and the runs; makes the micro world where there is one. Raises ValueError for rows that cannot be run,
-    and for more seeds of a row that there is not."""
+    """The rows and the runs; makes the micro world where there is one. Raises ValueError for more seeds of a row that there
+    is not, and for rows that cannot be run, all of them named before any data are made."""
     rows = rows_of(asked.scale, list(asked.names))
     every = rows_of(asked.scale, ["all"])
     _known(asked.scale.more_seeds, [row.name for row in every], "more_seeds", "--list without it names")
+    settled_of(rows)
     runs = [_reading(run, asked) for run in runs_of(asked.scale, rows, data=str(_data(asked)))]
     for run in runs:
         check(run.recipe, count=asked.scale.processes)
@@ -229,6 +230,6 @@ def grid_table(asked: Asked, runs: Sequence[Run], console: Console) -> str:
     if asked.scale.world is None and runs:
         return f"{priced(asked, runs, load_of(runs, asked, console), console)}\n{counted}"
     if took:
-        each = sum(took) / len(took)
+        each = sum(sum(one.values()) for one in took) / len(took)
         counted += f"; {each:.0f} s a run, so {each * (len(keys) - len(took)) / 3600:.1f} core-hours are left"
     return "\n".join([*rows, counted])

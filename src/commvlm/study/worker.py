@@ -23,7 +23,7 @@ from ..train.parallel import hearing, leave, processes, speaks, together
 from ..train.recipe import Recipe, load_recipe
 from ..train.run import train
 from .alignments import alignment_facts
-from .runs import Places, alone
+from .runs import BUSY, AtWork, Places, alone
 from .tallies import Tally, joined, tallies_of
 
 
@@ -119,7 +119,8 @@ def _run_facts(folder: Path, recipe: Recipe) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """FOLDER KEY TASKS KEEP PROCESSES -> exit code; a fault is one line on stderr."""
+    """FOLDER KEY TASKS KEEP PROCESSES -> exit code; a fault is one line on stderr. Where another process is at work on the
+    run, it is left to that one, with the exit code `BUSY`."""
     root, key, tasks, keep, count = sys.argv[1:] if argv is None else argv
     if int(count) > 1:
         return run_here([root, key, tasks, keep, "1"], processes=int(count), module="commvlm.study.worker")
@@ -130,7 +131,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         leave()
     except (ValueError, OSError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+        return BUSY if isinstance(error, AtWork) else 2
     return 0
 
 
