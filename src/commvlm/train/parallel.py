@@ -46,6 +46,7 @@ def together() -> Iterator[None]:
     failed = gather_object([failure is not None])
     if not any(failed):
         return
+    leave()  # a process that ends while the group stands is at times ended by SIGABRT, which would be told as the reason
     if failure is not None and failed.index(True) == processes().process_index:
         raise failure
     raise SystemExit(2)
@@ -66,7 +67,7 @@ def hearing() -> Iterator[None]:
 
 
 def leave() -> None:
-    """Ends the group of processes, after a run that went well."""
+    """Ends the group of processes: after a run that went well, or where all know that one failed."""
     if processes().num_processes > 1:
         processes().destroy_process_group()
 
