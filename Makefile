@@ -42,7 +42,7 @@ demo: $(READY) ## train COMM and its controls on the micro world; writes runs/de
 probe: $(READY) ## read every tiny encoder, layer by layer, with controls; draws runs/probe/report.html
 	OMP_NUM_THREADS=1 $(BIN)/commvlm probe micro --out runs/probe
 
-study: $(READY) ## the study at its quick scale, half an hour on two cores; writes runs/study/quick/report.html
+study: $(READY) ## the study at its quick scale, 23 minutes on two cores; writes runs/study/quick/report.html
 	$(BIN)/commvlm study figure-2 table-1 controls weights --scale quick
 
 test: $(READY) ## the default tests, on two cores
