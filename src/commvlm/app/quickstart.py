@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedCo
 from ..evaluate.scores import read_scores, scores_table
 from ..evaluate.tasks import Score
 from ..microworld.writer import write_world
+from ..model.storage import last_row
 from ..train.recipe import Recipe, difference, load_recipe
 from ..train.sources import named_examples
 from .report import write_report
@@ -104,7 +105,7 @@ class Run:
 
     def progress(self) -> tuple[int, str]:
         """How many training steps and answers are done, and what it is at, in words."""
-        row = _last_row(self.folder / "log.jsonl")
+        row = last_row(self.folder / "log.jsonl")
         if row is None:
             return 0, "starting"
         done = 0
@@ -182,17 +183,6 @@ def _end(runs: list[Run]) -> None:
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-
-
-def _last_row(log: Path) -> dict[str, object] | None:
-    """The last whole line of a log that is being written."""
-    if not log.exists():
-        return None
-    whole = log.read_text(encoding="utf-8").rpartition("\n")[0].rpartition("\n")[2]
-    try:
-        return json.loads(whole)
-    except json.JSONDecodeError:
-        return None
 
 
 def _answers(predictions: Path) -> dict[str, int]:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 
@@ -42,3 +44,14 @@ def write_text(path: Path, text: str) -> None:
     part = path.with_suffix(".part")
     part.write_text(text, encoding="utf-8")
     os.replace(part, path)
+
+
+def last_row(log: Path) -> dict[str, Any] | None:
+    """The last whole line of a log that is being written: a JSON object a line; None where there is none yet."""
+    if not log.exists():
+        return None
+    whole = log.read_text(encoding="utf-8").rpartition("\n")[0].rpartition("\n")[2]
+    try:
+        return json.loads(whole)
+    except json.JSONDecodeError:
+        return None

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+from ..model.storage import last_row
 from ..train.recipe import Recipe
 
 EVERY = 180.0
@@ -80,7 +79,7 @@ def share_done(folder: Path, recipe: Recipe) -> float:
     """Of a run's training steps, by its log; all of them where training has ended."""
     if (folder / "run.json").is_file():
         return 1.0
-    row = _last_row(folder / "log.jsonl")
+    row = last_row(folder / "log.jsonl")
     if row is None:
         return 0.0
     stages = recipe.train.stages
@@ -88,14 +87,3 @@ def share_done(folder: Path, recipe: Recipe) -> float:
     names = [stage.name for stage in stages]
     before = sum(stage.steps for stage in stages[: names.index(row["stage"])]) if row["stage"] in names else 0
     return (before + int(row["step"])) / total
-
-
-def _last_row(log: Path) -> dict[str, Any] | None:
-    """The last whole line of a log that is being written."""
-    if not log.exists():
-        return None
-    whole = log.read_text(encoding="utf-8").rpartition("\n")[0].rpartition("\n")[2]
-    try:
-        return json.loads(whole)
-    except json.JSONDecodeError:
-        return None
